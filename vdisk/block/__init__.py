@@ -1,0 +1,1 @@
+"""The block device: what every format gives, and every service takes."""

@@ -1,0 +1,60 @@
+"""`DeviceFile`: a block device as a seekable binary file."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vdisk.block.device import BlockDevice
+
+
+class DeviceFile(io.RawIOBase):
+    """A disk's bytes through Python's file interface; wrap it in `io.BufferedReader` for many small reads.
+
+    Closing the file leaves the device open.
+    """
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return self._device.writable
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._device.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._device.size - self._position))
+        if count:
+            self._device.readinto(self._position, view[:count])
+            self._position += count
+        return count
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+        view = memoryview(data).cast("B")
+        count = max(0, min(len(view), self._device.size - self._position))
+        if len(view) and not count:
+            raise OSError(28, "the disk ends here")
+        self._device.write(self._position, view[:count])
+        self._position += count
+        return count
+
+    def flush(self) -> None:
+        if not self.closed and self._device.writable:
+            self._device.flush()

@@ -1,0 +1,1 @@
+"""Converting: a plan of steps with known totals, and the engine that carries it out."""

@@ -1,0 +1,193 @@
+"""Image formats: the table of them, `probe`, `open` and `create`.
+
+A format is a folder with a light `__init__` (its `probe`), `structs.py` (construct declarations), `image.py` (an
+`Image`) and `create.py` (a `Writer`), and one row in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vdisk.errors import NotThisFormat, OptionError
+from vdisk.storage.base import Storage
+
+if TYPE_CHECKING:
+    from vdisk.formats.gate import Gate
+    from vdisk.formats.image import Backing, Image, Writer
+
+_HEAD_BYTES = 4096
+_TAIL_BYTES = 1024
+
+
+class Format(NamedTuple):
+    """A row of the table. The modules behind it are imported when they are needed."""
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    """File name endings that choose this format for a target, the usual one first."""
+    image: str
+    """"module:Class" of the `Image`, inside the format's package."""
+    writer: str | None
+    """"module:Class" of the `Writer`; None when the format is only read."""
+    aliases: tuple[str, ...] = ()
+
+    def probe(self, head: bytes, tail: bytes, size: int) -> bool:
+        """Whether a file that begins with `head`, ends with `tail` and has `size` bytes carries this format's mark."""
+        package = importlib.import_module(f"vdisk.formats.{self.name}")
+        return bool(package.probe(head, tail, size))
+
+    def image_class(self) -> type[Image]:
+        """The class that opens it."""
+        return self._load(self.image)  # type: ignore[no-any-return]
+
+    def writer_class(self) -> type[Writer]:
+        """The class that lays out a new one; `OptionError` when the format is only read."""
+        if self.writer is None:
+            raise OptionError(f"{self.name}: images of this format are read, not made")
+        return self._load(self.writer)  # type: ignore[no-any-return]
+
+    def _load(self, name: str) -> Any:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(f"vdisk.formats.{self.name}.{module}"), attribute)
+
+
+# In the order of probing; raw takes whatever is left.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "qcow2",
+        "QEMU copy-on-write, version 2 and 3",
+        (".qcow2", ".qcow"),
+        "image:Qcow2Image",
+        "create:Qcow2Writer",
+    ),
+    Format("vmdk", "VMware virtual disk", (".vmdk",), "image:VmdkImage", "create:VmdkWriter"),
+    Format("vdi", "VirtualBox disk image", (".vdi",), "image:VdiImage", "create:VdiWriter"),
+    Format("vhd", "Microsoft virtual hard disk", (".vhd", ".vpc"), "image:VhdImage", "create:VhdWriter", ("vpc",)),
+    Format(
+        "raw",
+        "bytes as they are",
+        (".img", ".raw", ".bin", ".dd", ".iso"),
+        "image:RawImage",
+        "create:RawWriter",
+    ),
+)
+
+
+def find_format(name: str) -> Format:
+    """The row called `name`, in any case, or by an alias; `OptionError` names those that exist."""
+    wanted = name.lower()
+    for row in FORMATS:
+        if wanted == row.name or wanted in row.aliases:
+            return row
+    raise OptionError(f"unknown format {name!r}; known are: {', '.join(row.name for row in FORMATS)}")
+
+
+def format_of_suffix(path: str | os.PathLike[str]) -> Format | None:
+    """The format that a file's name calls for, or None."""
+    suffix = Path(path).suffix.lower()
+    return next((row for row in FORMATS if suffix in row.suffixes), None)
+
+
+def probe(storage: Storage) -> Format:
+    """The format whose mark a file carries; raw when it carries none. Reads the first 4096 and the last 1024 bytes."""
+    size = storage.size
+    head = storage.read(0, _HEAD_BYTES)
+    tail = storage.read(max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+    return next(row for row in FORMATS if row.probe(head, tail, size))
+
+
+def open(
+    source: str | os.PathLike[str] | Storage,
+    *,
+    format: str | None = None,
+    writable: bool = False,
+    backing: bool = True,
+    backing_format: str | None = None,
+    allow: Iterable[str | os.PathLike[str]] = (),
+    references: bool = True,
+    gate: Gate | None = None,
+) -> Image:
+    """Open a disk image.
+
+    `source` is a path or a `Storage`, which the image then owns. `format` is a name of the table; without it the
+    image's mark decides. `backing=False` leaves the files behind it alone. `allow` names folders, beside the image's
+    own, whose files the image may name; `references=False` forbids all. `gate` is for formats that open an image
+    behind another.
+
+    Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `OptionError`.
+    """
+    from vdisk.formats.gate import Gate, path_of
+    from vdisk.formats.image import OpenRequest
+    from vdisk.storage.file import FileStorage
+
+    row = None if format is None else find_format(format)
+    storage = source if isinstance(source, Storage) else FileStorage(source, writable=writable)
+    try:
+        if row is None:
+            row = probe(storage)
+        path = path_of(storage)
+        if gate is None:
+            gate = Gate(path, allow=allow, references=references)
+        request = OpenRequest(gate, writable=writable, with_backing=backing, backing_format=backing_format)
+    except BaseException:
+        storage.close()
+        raise
+    return row.image_class().open(storage, request)
+
+
+def open_behind(gate: Gate, field: str, name: str, format: str, *, writable: bool = False) -> Image:
+    """Open the image that another one names in `field`, of a format that is stated and never guessed."""
+    row = find_format(format)
+    storage = gate.open(field, name, writable=writable)
+    return open(storage, format=row.name, writable=writable, gate=gate.behind(storage.path))
+
+
+def create(
+    path: str | os.PathLike[str],
+    size: int | str,
+    *,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    backing: Backing | None = None,
+) -> None:
+    """Make an empty image of `size` bytes; an image that stood at `path` is replaced once the new one is whole.
+
+    `format` without a name is that of the path's suffix. `options` are the format's (`vdisk create -O FORMAT -o help`).
+    """
+    from vdisk.formats.options import parse_size
+    from vdisk.storage.staging import Staging
+
+    row = target_format(path, format)
+    with Staging(path) as staging:
+        writer = row.writer_class()(staging, parse_size(size), options or {}, backing=backing)
+        writer.finish()
+        staging.commit()
+
+
+def target_format(path: str | os.PathLike[str], format: str | None) -> Format:
+    """The format of a new image: the one named, or that of the suffix."""
+    if format is not None:
+        return find_format(format)
+    row = format_of_suffix(path)
+    if row is None:
+        raise OptionError(f"{os.fspath(path)}: the name does not tell the format; name it with -O")
+    return row
+
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "NotThisFormat",
+    "create",
+    "find_format",
+    "format_of_suffix",
+    "open",
+    "open_behind",
+    "probe",
+    "target_format",
+]

@@ -1,0 +1,143 @@
+"""`Image` and `Writer`: what every format implements, to be opened and to be made."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
+
+from vdisk.block.device import BlockDevice
+from vdisk.errors import OptionError
+from vdisk.formats.gate import Gate
+from vdisk.formats.options import Option, parse_options
+from vdisk.storage.base import Buffer, Storage
+from vdisk.storage.staging import Staging
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """How an image is to be opened."""
+
+    gate: Gate
+    writable: bool = False
+    with_backing: bool = True
+    """Open the files behind it; without them, what is unallocated reads as zeros (`info` and `check` need no more)."""
+    backing_format: str | None = None
+    """The format of the backing file, where the image does not name it: it is never guessed."""
+
+
+@dataclass(slots=True)
+class Description:
+    """What an image says of itself, beyond its size; `vdisk info` shows it."""
+
+    cluster_size: int | None = None
+    is_compressed: bool = False
+    is_encrypted: bool = False
+    is_dirty: bool = False
+    backing_name: str | None = None
+    """As the image has it, unresolved."""
+    backing_format: str | None = None
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    """Keys as in `qemu-img info --output=json`."""
+    specific: dict[str, Any] = field(default_factory=dict)
+    """`format-specific.data` as qemu-img has it, and what else is worth knowing."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should be told: a footer recovered from its copy, a stale name."""
+    children: list[str] = field(default_factory=list)
+    """Paths of the other files that hold this image's own bytes (extents, data file)."""
+
+
+class Image(BlockDevice):
+    """A block device in a file of some format."""
+
+    format_name: ClassVar[str]
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, storage: Storage, request: OpenRequest) -> Self:
+        """Open the image in `storage`, which it owns from here on, on failure too (it is closed then).
+
+        Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError` or `StorageError`.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> Description:
+        """What the image says of itself."""
+
+
+class Backing(NamedTuple):
+    """The image behind a new one, as the new one shall name it."""
+
+    name: str
+    format: str
+    device: BlockDevice
+
+
+class Placement(NamedTuple):
+    """Room given to guest bytes: `length` bytes from `offset` go to `storage` at `host`."""
+
+    offset: int
+    length: int
+    storage: Storage
+    host: int
+
+
+class Writer(abc.ABC):
+    """Lays out a new image in one pass, guest offsets ascending: it gives room, the caller moves the bytes.
+
+    The methods are called from one thread; the bytes may be written to the places given from any. Nothing placed
+    reads as zeros, or as the backing image has it. A writer on which nothing is placed makes an empty image:
+    creating is converting nothing.
+    """
+
+    FORMAT_NAME: ClassVar[str]
+    OPTIONS: ClassVar[tuple[Option, ...]] = ()
+    CAN_COMPRESS: ClassVar[bool] = False
+    CAN_BACK: ClassVar[bool] = False
+
+    unit_bytes: int
+    """The cluster, grain or block: what is placed starts on a multiple of it and ends on one or at the disk's end."""
+    codec: str | None = None
+    """When set, `place_encoded` takes units compressed by this codec (`vdisk.block.codecs`), one unit a call."""
+    level: int | None = None
+    """The codec's level, where the user chose one."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        size: int,
+        options: Mapping[str, Any],
+        *,
+        compress: bool = False,
+        backing: Backing | None = None,
+    ) -> None:
+        """A subclass calls this first, then reads `self.options` (all of `OPTIONS`, checked, with defaults)."""
+        name = self.FORMAT_NAME
+        if size < 0:
+            raise OptionError(f"{name}: size: expected 0 or more, found {size}")
+        if compress and not self.CAN_COMPRESS:
+            raise OptionError(f"{name}: cannot be compressed")
+        if backing is not None and not self.CAN_BACK:
+            raise OptionError(f"{name}: cannot have a backing file")
+        self.staging = staging
+        self.size = size
+        self.options = parse_options(name, self.OPTIONS, options)
+        self.compress = compress
+        self.backing = backing
+
+    @abc.abstractmethod
+    def place(self, offset: int, length: int) -> Iterable[Placement]:
+        """Room for guest bytes, in pieces; the rest of a unit that the disk's end cuts off is the writer's care."""
+
+    def place_encoded(self, offset: int, payload: Buffer) -> tuple[Storage, int, Buffer]:
+        """Room for one compressed unit: (storage, host, bytes to write there, with any header and padding)."""
+        raise NotImplementedError(f"{type(self).__name__} has a codec and no place_encoded")
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make whole units read as zeros although a backing image has data there; only called with a backing image."""
+        raise OptionError(f"{self.FORMAT_NAME}: cannot hide a backing file's data under zeros")
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Write headers and tables; the staging is committed afterwards by the caller."""

@@ -1,0 +1,1 @@
+"""What an image is and holds, as plain data: info, map, compare."""

@@ -1,0 +1,83 @@
+"""`Staging`: new files written under temporary names, put in place together or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import Self
+
+from vdisk.errors import OptionError, StorageError
+from vdisk.storage.base import Storage
+from vdisk.storage.file import FileStorage
+
+
+class Staging:
+    """The files of one image in the making, beside the place where they will stand.
+
+    Use as a context manager: leaving it without `commit()` removes everything, and what stood under the
+    final names stays as it was. `commit()` flushes every file first and renames the main file last: until then
+    an older image under the same name is whole.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(target)
+        if self.target.is_dir():
+            raise StorageError(str(target), "create", "is a folder")
+        self._suffix = f".{secrets.token_hex(4)}.part"
+        self._files: dict[Path, FileStorage] = {}
+
+    def create(self, name: str | None = None) -> Storage:
+        """A new empty file that will be called `name`, in the target's folder; without a name, the target itself."""
+        final = self.target if name is None else self.target.with_name(name)
+        if final in self._files:
+            raise OptionError(f"{final.name}: two files of one image cannot share a name")
+        temporary = final.with_name(f".{final.name}{self._suffix}")
+        storage = FileStorage(temporary, create=True)
+        storage.name = str(final)  # errors speak of the file that the user asked for
+        self._files[final] = storage
+        return storage
+
+    def commit(self, *, flush: bool = True) -> None:
+        """Flush all files, then rename them to their final names, the target last."""
+        ordered = sorted(self._files.items(), key=lambda item: item[0] == self.target)
+        for final, storage in ordered:
+            if flush:
+                storage.flush()
+            # A file that stood there keeps its permissions, as it would were it written in place.
+            with contextlib.suppress(OSError):
+                os.chmod(storage.path, final.stat().st_mode & 0o7777)
+        for final, storage in ordered:
+            storage.close()
+            try:
+                os.replace(storage.path, final)
+            except OSError as error:
+                raise StorageError(str(final), "rename", error) from error
+            del self._files[final]
+        if flush:
+            _flush_folder(self.target.parent)
+
+    def rollback(self) -> None:
+        """Remove every file that was not committed."""
+        for storage in self._files.values():
+            storage.close()
+            with contextlib.suppress(OSError):
+                storage.path.unlink()
+        self._files.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.rollback()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renames last; not every system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
