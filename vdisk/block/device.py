@@ -141,7 +141,7 @@ class BlockDevice(abc.ABC):
 
     @final
     def discard(self, offset: int, length: int) -> None:
-        """Say that a range is no longer needed. What it reads afterwards is zeros or what it was; nothing is promised."""
+        """Say that a range is no longer needed. Afterwards it reads as zeros or as before; nothing is promised."""
         if offset < 0 or length < 0 or offset + length > self.size:
             self._refuse_range(offset, length)
         first = -(-offset // self.block_size) * self.block_size

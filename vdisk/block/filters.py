@@ -10,7 +10,7 @@ from vdisk.errors import OptionError
 
 
 class Filter(BlockDevice):
-    """Passes every range on to `inner`, shifted by `start`; a subclass says what it changes. Closing it closes `inner`."""
+    """Passes every range on to `inner`, shifted by `start`. Closing it closes `inner`."""
 
     def __init__(self, inner: BlockDevice, start: int, size: int, *, writable: bool) -> None:
         super().__init__(inner.name, size, writable=writable, block_size=1)

@@ -82,7 +82,7 @@ class Storage(abc.ABC):
             length -= len(part)
 
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> int:
-        """Copy inside the kernel; returns the bytes copied, 0 when that cannot be done and the caller must move them."""
+        """Copy inside the kernel; returns the bytes copied, 0 where that cannot be done and the caller must do it."""
         return 0
 
     def __enter__(self) -> Self:
