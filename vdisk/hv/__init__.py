@@ -1,0 +1,1 @@
+"""Boots any BlockDevice on /dev/kvm; knows no image format."""
