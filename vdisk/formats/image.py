@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from vdisk.block.device import BlockDevice
-from vdisk.errors import OptionError
+from vdisk.errors import OptionError, Unsupported
+from vdisk.formats.check import CheckReport, Repair
 from vdisk.formats.gate import Gate
 from vdisk.formats.options import Option, parse_options
 from vdisk.storage.base import Buffer, Storage
@@ -64,6 +65,18 @@ class Image(BlockDevice):
     @abc.abstractmethod
     def describe(self) -> Description:
         """What the image says of itself."""
+
+    def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
+        """Hold the metadata against itself; `repair` mends what it allows, `dry_run` only says what it would mend."""
+        raise Unsupported(self.name, self.format_name, "check")
+
+    def resize(self, size: int, *, shrink: bool = False) -> None:
+        """Change the disk's length. Cutting data off needs `shrink`, else it is an `OptionError`."""
+        raise Unsupported(self.name, self.format_name, "resize")
+
+    def set_backing(self, name: str | None, format: str | None) -> None:
+        """Name another backing file (None: none) in the image's metadata; the data stays as it is, and so does `backing`."""
+        raise Unsupported(self.name, self.format_name, "rebase")
 
 
 class Backing(NamedTuple):
