@@ -1,7 +1,7 @@
 """Every address, port and interrupt number of the machine, on one page.
 
-Devices know none of these: `Machine` reads them here and wires the devices up. The picture is that of a PC with an i440FX and
-a PIIX, because that is what firmware and operating systems from 1996 on expect to find::
+Devices know none of these: `Machine` reads them here and wires the devices up. The picture is that of a PC with an
+i440FX and a PIIX, because that is what firmware and operating systems from 1996 on expect to find::
 
     00000000  interrupt vectors, BIOS data area (400h), boot sector (7C00h)
     0009FC00  extended BIOS data area, up to 640 KiB; holds the MP floating pointer
@@ -59,7 +59,7 @@ FLASH_END: Final = 4 * GIB
 
 # Ports -------------------------------------------------------------------------------------------------------------
 
-DMA1_PORTS: Final = range(0x00, 0x10)
+DMA1_PORTS: Final = range(0x10)
 I8042_DATA: Final = 0x60
 SYSTEM_CONTROL_B: Final = 0x61
 """The kernel's PIT answers this one (speaker and channel 2's gate), unless it runs without a PIT."""

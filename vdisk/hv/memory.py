@@ -1,8 +1,8 @@
 """Guest memory: one anonymous mapping, seen through guest physical addresses.
 
-RAM lies in up to two places, as on a PC: from 0 up to at most `layout.LOW_RAM_LIMIT`, and the rest from 4 GiB on. Both are
-parts of one mapping, so a guest address becomes an offset by a comparison and a subtraction. Devices get `view()`s and fill
-them in place: no copy lies between a disk image and the guest.
+RAM lies in up to two places, as on a PC: from 0 up to at most `layout.LOW_RAM_LIMIT`, and the rest from 4 GiB on. Both
+are parts of one mapping, so a guest address becomes an offset by a comparison and a subtraction. Devices get `view()`s
+and fill them in place: no copy lies between a disk image and the guest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class GuestMemory:
     def __init__(self, size_bytes: int) -> None:
         if size_bytes < layout.LEAST_RAM or size_bytes % PAGE_BYTES:
             raise OptionError(
-                f"guest memory: expected a multiple of {PAGE_BYTES} of at least {layout.LEAST_RAM} bytes, found {size_bytes}"
+                f"guest memory: expected a multiple of {PAGE_BYTES} of at least {layout.LEAST_RAM} bytes, "
+                f"found {size_bytes}"
             )
         self.size_bytes: int = size_bytes
         self.low_bytes: int = min(size_bytes, layout.LOW_RAM_LIMIT)
