@@ -75,7 +75,7 @@ class Image(BlockDevice):
         raise Unsupported(self.name, self.format_name, "resize")
 
     def set_backing(self, name: str | None, format: str | None) -> None:
-        """Name another backing file (None: none) in the image's metadata; the data stays as it is, and so does `backing`."""
+        """Name another backing file (None: none) in the metadata; the data stays as it is, and so does `backing`."""
         raise Unsupported(self.name, self.format_name, "rebase")
 
 
@@ -115,6 +115,8 @@ class Writer(abc.ABC):
     """When set, `place_encoded` takes units compressed by this codec (`vdisk.block.codecs`), one unit a call."""
     level: int | None = None
     """The codec's level, where the user chose one."""
+    must_encode: bool = False
+    """Every unit is stored compressed, even one that grows by it (streamOptimized); otherwise such a unit is placed."""
 
     def __init__(
         self,
