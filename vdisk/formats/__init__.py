@@ -147,6 +147,20 @@ def open_behind(gate: Gate, field: str, name: str, format: str, *, writable: boo
     return open(storage, format=row.name, writable=writable, gate=gate.behind(storage.path))
 
 
+def open_backing(
+    image: str | os.PathLike[str],
+    name: str,
+    format: str,
+    *,
+    allow: Iterable[str | os.PathLike[str]] = (),
+    references: bool = True,
+) -> Image:
+    """Open the backing file `name` of an image at `image` that is yet to be made: as that image will find it."""
+    from vdisk.formats.gate import Gate
+
+    return open_behind(Gate(Path(image), allow=allow, references=references), "backing file", name, format)
+
+
 def create(
     path: str | os.PathLike[str],
     size: int | str,
@@ -187,6 +201,7 @@ __all__ = [
     "find_format",
     "format_of_suffix",
     "open",
+    "open_backing",
     "open_behind",
     "probe",
     "target_format",

@@ -1,0 +1,5 @@
+"""`python -m vdisk`."""
+
+from vdisk.cli import main
+
+main()

@@ -1,0 +1,91 @@
+"""The `vdisk` command: a table of commands, each in a module of its own that is imported when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from vdisk.errors import OptionError, VdiskError
+
+
+class _Row(NamedTuple):
+    """A command: its name, its module in this package (which has a `command`), and what it does in one line."""
+
+    name: str
+    module: str
+    help: str
+
+
+_COMMANDS = (
+    _Row("boot", "boot", "Boot an image in the embedded hypervisor and say how far it came."),
+    _Row("compare", "compare", "Tell whether two images hold the same disk, and where they first differ."),
+    _Row("completion", "completion", "Print the completion script of a shell."),
+    _Row("convert", "convert", "Convert an image to another format."),
+    _Row("create", "create", "Make an empty image."),
+    _Row("info", "info", "Say what an image is."),
+    _Row("map", "map", "Say which parts of a disk hold data, and where they lie."),
+    _Row("read", "read", "Write a part of a disk to standard output."),
+    _Row("write", "write", "Write standard input into a disk."),
+)
+
+
+class _Table(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [row.name for row in _COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = next((row for row in _COMMANDS if row.name == cmd_name), None)
+        if row is None:
+            return None
+        import importlib
+
+        command: click.Command = importlib.import_module(f"vdisk.cli.{row.module}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(row.name, row.help) for row in _COMMANDS])
+
+
+@click.group(
+    cls=_Table,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Each command has its own help, with examples: vdisk convert --help",
+)
+@click.version_option(package_name="vdisk-toolkit", prog_name="vdisk")
+def _vdisk() -> None:
+    """Open, check, convert and boot virtual disk images: qcow2, VMDK, VDI, VHD, raw."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process: 0 done, 1 refused or failed (one line on stderr), 2 wrong usage."""
+    try:
+        status = _vdisk.main(arguments, prog_name="vdisk", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except OptionError as error:
+        status = _say(error, 2)
+    except VdiskError as error:
+        status = _say(error, 1)
+    except (KeyboardInterrupt, click.Abort):
+        status = _say("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone: that is not our failure, and there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except MemoryError:
+        status = _say("out of memory", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(message: object, status: int) -> int:
+    print(f"vdisk: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,154 @@
+"""What commands share: the options that say how an image is opened, sizes, JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vdisk.formats.options import parse_size
+
+if TYPE_CHECKING:
+    from vdisk.formats import Format
+    from vdisk.formats.image import Image
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with an optional suffix: 512, 64K, 10G, 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return parse_size(value, param.human_readable_name.lower() if param else "size")
+
+
+SIZE = Size()
+
+
+def format_option(*names: str, help: str) -> Callable[[_F], _F]:
+    """An option that takes a format's name; the completion offers the names."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from vdisk.formats import FORMATS
+
+        return [row.name for row in FORMATS if row.name.startswith(incomplete)]
+
+    return click.option(*names, metavar="FORMAT", shell_complete=complete, help=help)
+
+
+def reference_options(function: _F) -> _F:
+    """`--allow-external` and `--no-references`: which of the files that an image names may be opened."""
+    function = click.option(
+        "--no-references", is_flag=True, help="Open none of the files that an image names (backing files, extents)."
+    )(function)
+    return click.option(
+        "--allow-external",
+        "allow",
+        multiple=True,
+        type=click.Path(file_okay=False, exists=True),
+        metavar="DIR",
+        help="Let images name files in DIR too, not only in their own folder. May be repeated.",
+    )(function)
+
+
+def image_options(function: _F) -> _F:
+    """The options of a command that opens an image: pass them on to `open_image`."""
+    function = reference_options(function)
+    function = format_option("--backing-format", help="Format of the backing file, where the image does not name it.")(
+        function
+    )
+    return format_option("-f", "--format", help="Format of the image; without it, its mark decides.")(function)
+
+
+def json_option(function: _F) -> _F:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def open_image(
+    path: str,
+    *,
+    format: str | None,
+    backing_format: str | None,
+    allow: Sequence[str],
+    no_references: bool,
+    writable: bool = False,
+    backing: bool = True,
+) -> Image:
+    """Open an image by the values of `image_options`."""
+    from vdisk import formats
+
+    return formats.open(
+        path,
+        format=format,
+        backing_format=backing_format,
+        allow=allow,
+        references=not no_references,
+        writable=writable,
+        backing=backing,
+    )
+
+
+def parse_o(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """`-o key=value,key=value`, repeated, as a dict; a bare key is "on", as in qemu-img. A comma in a value is ",,"."""
+    options: dict[str, str] = {}
+    for text in values:
+        for item in text.replace(",,", "\0").split(","):
+            key, equals, value = item.replace("\0", ",").partition("=")
+            if not key.strip():
+                raise click.BadParameter(f"expected key=value, found {text!r}", ctx, param)
+            options[key.strip()] = value if equals else "on"
+    return options
+
+
+def creation_options(function: _F) -> _F:
+    """`-o key=value[,...]`; `-o help` lists what the target's format knows (see `show_creation_options`)."""
+    return click.option(
+        "-o",
+        "options",
+        multiple=True,
+        callback=parse_o,
+        metavar="KEY=VALUE[,...]",
+        help="Options of the new image; -o help lists those of its format. May be repeated.",
+    )(function)
+
+
+def asks_for_help(options: Mapping[str, str]) -> bool:
+    """Whether `-o help` was given."""
+    return "help" in options or "?" in options
+
+
+def show_creation_options(row: Format) -> None:
+    """Print what `-o` takes for a format."""
+    known = row.writer_class().OPTIONS
+    click.echo(f"Options of {row.name}:" if known else f"{row.name} has no options.")
+    for option in known:
+        choices = f" ({', '.join(option.choices)})" if option.choices else ""
+        default = "" if option.default is None else f" [default: {_shown(option.default)}]"
+        click.echo(f"  {option.name:<20} {option.help}{choices}{default}")
+
+
+def _shown(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON that a person can read too."""
+    import json
+
+    json.dump(value, sys.stdout, indent=4)
+    sys.stdout.write("\n")
+
+
+def human_size(size: int) -> str:
+    """A size for people: 1.5 GiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            return f"{size} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,79 @@
+"""`vdisk info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vdisk.cli.common import human_size, image_options, json_option, print_json
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  vdisk info disk.vmdk
+  vdisk info --chain overlay.qcow2
+  vdisk info --json disk.vhd | jq '."virtual-size"'"""
+)
+@click.argument("image", type=click.Path())
+@click.option("--chain", "--backing-chain", is_flag=True, help="Show the images behind it too.")
+@image_options
+@json_option
+def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
+    """Say what IMAGE is: format, sizes, backing file, snapshots, and what its format knows.
+
+    The JSON has the keys of `qemu-img info --output=json`. Without --chain no file but the image's own is opened.
+    """
+    from vdisk.inspect.info import chain_of, info
+
+    how["references"] = not how.pop("no_references")
+    if chain:
+        found = chain_of(image, **how)
+        if as_json:
+            print_json(found)
+            return
+        for number, one in enumerate(found):
+            if number:
+                click.echo()
+            _show(one)
+        return
+    one = info(image, **how)
+    if as_json:
+        print_json(one)
+    else:
+        _show(one)
+
+
+def _show(one: dict[str, Any]) -> None:
+    """One image for people."""
+    lines = [
+        ("image", one["filename"]),
+        ("format", one["format"]),
+        ("virtual size", f"{human_size(one['virtual-size'])} ({one['virtual-size']} bytes)"),
+        ("disk size", human_size(one["actual-size"]) if "actual-size" in one else None),
+        ("cluster size", one.get("cluster-size")),
+        ("encrypted", "yes" if one.get("encrypted") else None),
+        ("dirty", "yes: not closed cleanly" if one.get("dirty-flag") else None),
+        ("backing file", one.get("backing-filename")),
+        ("backing format", one.get("backing-filename-format")),
+    ]
+    for name, value in lines:
+        if value is not None:
+            click.echo(f"{name + ':':<16}{value}")
+    for snapshot in one.get("snapshots", ()):
+        click.echo(f"{'snapshot:':<16}{snapshot['id']} {snapshot['name']}")
+    data = one.get("format-specific", {}).get("data", {})
+    for name, value in data.items():
+        if isinstance(value, list):
+            for item in value:
+                shown = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item
+                click.echo(f"{name + ':':<16}{shown}")
+        elif isinstance(value, dict):
+            click.echo(f"{name + ':':<16}{', '.join(f'{k} {v}' for k, v in value.items())}")
+        else:
+            click.echo(
+                f"{name + ':':<16}{ {True: 'yes', False: 'no'}.get(value, value) if isinstance(value, bool) else value }"
+            )
+    for note in one.get("notes", ()):
+        click.echo(f"{'note:':<16}{note}")
