@@ -105,8 +105,3 @@ MOUSE_IRQ: Final = 12
 PRIMARY_IDE_IRQ: Final = 14
 SECONDARY_IDE_IRQ: Final = 15
 IOAPIC_INPUTS: Final = 24
-
-
-def pci_irq(slot: int, pin: int) -> int:
-    """The interrupt of a PCI function: `slot` 0 to 31, `pin` 0 (INTA) to 3. The order of a PIIX3 board."""
-    return PCI_IRQS[(slot + pin - 1) & 3]
