@@ -72,8 +72,7 @@ def _show(one: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             click.echo(f"{name + ':':<16}{', '.join(f'{k} {v}' for k, v in value.items())}")
         else:
-            click.echo(
-                f"{name + ':':<16}{ {True: 'yes', False: 'no'}.get(value, value) if isinstance(value, bool) else value }"
-            )
+            shown = ("yes" if value else "no") if isinstance(value, bool) else value
+            click.echo(f"{name + ':':<16}{shown}")
     for note in one.get("notes", ()):
         click.echo(f"{'note:':<16}{note}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vdisk.block.device import BlockDevice
 from vdisk.errors import OptionError, Unsupported
@@ -13,7 +13,9 @@ from vdisk.formats.check import CheckReport, Repair
 from vdisk.formats.gate import Gate
 from vdisk.formats.options import Option, parse_options
 from vdisk.storage.base import Buffer, Storage
-from vdisk.storage.staging import Staging
+
+if TYPE_CHECKING:
+    from vdisk.storage.staging import Staging
 
 
 @dataclass(slots=True)

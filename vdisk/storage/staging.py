@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +24,7 @@ class Staging:
         self.target = Path(target)
         if self.target.is_dir():
             raise StorageError(str(target), "create", "is a folder")
-        self._suffix = f".{secrets.token_hex(4)}.part"
+        self._suffix = f".{os.urandom(4).hex()}.part"
         self._files: dict[Path, FileStorage] = {}
 
     def create(self, name: str | None = None) -> Storage:
