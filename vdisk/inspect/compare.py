@@ -36,10 +36,10 @@ def compare(a: BlockDevice, b: BlockDevice, *, strict: bool = False, progress: P
         return Comparison(False, common, sizes)
     total = max(sizes)
     with ThreadPoolExecutor(2) as pool:
-        for start, length, a_is_zero, b_is_zero in _pieces(a, b, total):
+        for start, length, a_is_zero, b_is_zero in pieces(a, b, total):
             if not (a_is_zero and b_is_zero):
-                left = pool.submit(_bytes_of, a, start, length, a_is_zero)
-                right = _bytes_of(b, start, length, b_is_zero)
+                left = pool.submit(bytes_of, a, start, length, a_is_zero)
+                right = bytes_of(b, start, length, b_is_zero)
                 offset = _first_difference(left.result(), right)
                 if offset is not None:
                     return Comparison(False, start + offset, sizes)
@@ -48,18 +48,24 @@ def compare(a: BlockDevice, b: BlockDevice, *, strict: bool = False, progress: P
     return Comparison(True, None, sizes)
 
 
-def _zero_map(device: BlockDevice, total: int) -> Iterator[Extent]:
-    """The map, prolonged by zeros to `total` bytes."""
-    yield from device.map()
-    if device.size < total:
-        yield Extent(device.size, total - device.size, Kind.ZERO)
+def _zero_map(device: BlockDevice, offset: int, total: int) -> Iterator[Extent]:
+    """The map from `offset` on, prolonged by zeros to `total` bytes."""
+    start = min(offset, device.size)
+    end = min(device.size, total)
+    if start < end:
+        yield from device.map(start, end - start)
+    if end < total:
+        yield Extent(max(offset, end), total - max(offset, end), Kind.ZERO)
 
 
-def _pieces(a: BlockDevice, b: BlockDevice, total: int) -> Iterator[tuple[int, int, bool, bool]]:
-    """(start, length, a is zero, b is zero): long where both are, else in steps that fit memory."""
-    maps = (_zero_map(a, total), _zero_map(b, total))
+def pieces(a: BlockDevice, b: BlockDevice, total: int, offset: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
+    """Two disks side by side: (start, length, a is zero, b is zero).
+
+    Long where both are zero, else in steps of at most 2 MiB; a disk shorter than `total` is prolonged by zeros.
+    """
+    maps = (_zero_map(a, offset, total), _zero_map(b, offset, total))
     heads = [next(each, None) for each in maps]
-    position = 0
+    position = offset
     while heads[0] is not None and heads[1] is not None:
         end = min(heads[0].end, heads[1].end)
         zero = (heads[0].kind is Kind.ZERO, heads[1].kind is Kind.ZERO)
@@ -76,8 +82,12 @@ def _pieces(a: BlockDevice, b: BlockDevice, total: int) -> Iterator[tuple[int, i
                 heads[index] = next(maps[index], None)
 
 
-def _bytes_of(device: BlockDevice, start: int, length: int, is_zero: bool) -> memoryview:
-    return memoryview(_ZEROS)[:length] if is_zero else memoryview(device.read(start, length))
+def bytes_of(device: BlockDevice, start: int, length: int, is_zero: bool) -> memoryview:
+    """A piece's bytes, prolonged by zeros past the disk's end."""
+    if is_zero:
+        return memoryview(_ZEROS)[:length]
+    inside = max(0, min(length, device.size - start))
+    return memoryview(device.read(start, inside).ljust(length, b"\0"))
 
 
 def _first_difference(left: memoryview, right: memoryview) -> int | None:

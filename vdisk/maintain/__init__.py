@@ -1,0 +1,1 @@
+"""Changing images in place: commit, rebase, resize, snapshots."""
