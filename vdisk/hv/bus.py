@@ -46,15 +46,15 @@ class Bus:
 
     # Ports -----------------------------------------------------------------------------------------------------
 
-    def add_ports(self, base: int, count: int, region: Region) -> None:
-        """`region` answers at ports `base` to `base + count - 1`."""
+    def add_ports(self, base: int, count: int, region: Region, *, offset: int = 0) -> None:
+        """`region` answers at ports `base` to `base + count - 1`, from its own `offset` on."""
         if not 0 <= base < base + count <= PORTS:
             raise BusConflict(f"bus: ports {base:#x}+{count:#x} lie outside the port space")
         for port in range(base, base + count):
             if port in self._ports:
                 raise BusConflict(f"bus: port {port:#x} is taken by {type(self._ports[port][0]).__name__}")
         for port in range(base, base + count):
-            self._ports[port] = (region, port - base)
+            self._ports[port] = (region, port - base + offset)
 
     def remove_ports(self, base: int, count: int) -> None:
         """Nothing answers at these ports any more."""
