@@ -1,0 +1,1 @@
+"""Virtio 1.x devices over PCI: the split ring, the transport, and the block, console and entropy devices."""
