@@ -22,12 +22,16 @@ class _Row(NamedTuple):
 
 _COMMANDS = (
     _Row("boot", "boot", "Boot an image in the embedded hypervisor and say how far it came."),
+    _Row("check", "check", "Check an image's metadata, and mend it."),
+    _Row("commit", "commit", "Write an overlay into the image behind it."),
     _Row("compare", "compare", "Tell whether two images hold the same disk, and where they first differ."),
     _Row("completion", "completion", "Print the completion script of a shell."),
     _Row("convert", "convert", "Convert an image to another format."),
     _Row("create", "create", "Make an empty image."),
     _Row("info", "info", "Say what an image is."),
     _Row("map", "map", "Say which parts of a disk hold data, and where they lie."),
+    _Row("rebase", "rebase", "Put another image behind an overlay."),
+    _Row("resize", "resize", "Make a disk longer or shorter."),
     _Row("read", "read", "Write a part of a disk to standard output."),
     _Row("write", "write", "Write standard input into a disk."),
 )
