@@ -1,7 +1,7 @@
 """The US keyboard: characters and key names to scan codes (set 1), and back for the firmware.
 
-`parse_keys` reads what a user writes after `--keys`: text with the escapes of C (`\\n`, `\\t`, `\\e`, `\\xHH`), and names
-in angle brackets: `<up>`, `<f12>`, `<ctrl-alt-del>`, `<wait 2>` (seconds).
+`parse_keys` reads what a user writes after `--keys`: text with the escapes of C (`\\n`, `\\t`, `\\e`, `\\xHH`), and
+names in angle brackets: `<up>`, `<f12>`, `<ctrl-alt-del>`, `<wait 2>` (seconds).
 """
 
 from __future__ import annotations
