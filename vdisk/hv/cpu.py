@@ -228,6 +228,12 @@ class Cpu:
             thread.join(0.05)
         self._thread = None
 
+    def finish_soon(self) -> None:
+        """Make the loop end after what it is doing, on whichever thread this is called."""
+        self._ending = True
+        self._resume.set()
+        self.kick()
+
     # On the processor's thread ---------------------------------------------------------------------------------
 
     def _main(self) -> None:

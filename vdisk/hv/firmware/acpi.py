@@ -34,7 +34,7 @@ class AcpiMachine:
     """Base port and interrupt of each."""
 
 
-def checksum(table: bytes) -> int:
+def checksum(table: bytes | bytearray) -> int:
     """The byte that makes the sum of a table zero."""
     return -sum(table) & 0xFF
 

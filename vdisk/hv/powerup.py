@@ -1,0 +1,93 @@
+"""From a wired board to its first instruction: our own firmware, a firmware file, or a Linux kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import NAMESPACE_DNS, uuid5
+
+from vdisk.hv import layout
+from vdisk.hv.board import Board, PciConfigAccess
+from vdisk.hv.bus import ByteWide
+from vdisk.hv.firmware import acpi, rom
+from vdisk.hv.firmware.bios import Bios
+from vdisk.hv.firmware.e820 import acpi_tables_at
+from vdisk.hv.firmware.mptable import build_mptable
+from vdisk.hv.firmware.smbios import build_smbios
+
+_PIRQ_REGISTERS = 0x60
+_PM_BASE, _PM_ENABLE = 0x40, 0x80
+
+
+def power_up(board: Board, on_boot: Callable[[], None]) -> Bios | None:
+    """Make the board ready to run; answers our firmware, if it is the one."""
+    return _power_up_own(board, on_boot)
+
+
+def _set_up_bridges(board: Board) -> None:
+    """What a BIOS does to the chipset: interrupt routing, the ACPI block, addresses for every BAR."""
+    for (slot, number), function in board.pci.functions.items():
+        if function.config_read(0x0A, 2) == 0x0601:  # the ISA bridge
+            for line, irq in enumerate(layout.PCI_IRQS):
+                function.config_write(_PIRQ_REGISTERS + line, 1, irq)
+            power = board.pci.functions.get((slot, 3))
+            if power is not None and number == 0:
+                power.config_write(_PM_BASE, 4, layout.ACPI_PM)
+                power.config_write(_PM_ENABLE, 1, 1)
+    board.pci.assign(layout.PCI_IO_WINDOW, layout.PCI_WINDOW)
+
+
+def _write_tables(board: Board) -> dict[int, bytes]:
+    """ACPI tables into RAM; what belongs into the ROM comes back by its address."""
+    memory, config = board.memory, board.config
+    profile = config.profile
+
+    def pci_input(slot: int, pin: int) -> int:
+        return layout.PCI_IRQS[board.pci.line_of(slot, pin + 1)]
+
+    tables_at = acpi_tables_at(memory)
+    facs_at = tables_at - layout.ACPI_NVS_BYTES
+    machine = acpi.AcpiMachine(
+        config.cpus, pci_input, tuple(sorted(set(layout.PCI_IRQS))), ((layout.COM1, layout.COM1_IRQ),)
+    )
+    tables = acpi.build_tables(tables_at, facs_at, machine)
+    memory.write(tables_at, tables.tables)
+    memory.write(facs_at, tables.facs)
+    at = layout.FIRMWARE + rom.TABLES
+    static: dict[int, bytes] = {}
+    slots = {slot: tuple(pci_input(slot, pin) for pin in range(4)) for slot, _ in board.pci.functions if slot}
+    smbios = build_smbios(
+        at,
+        manufacturer=profile.manufacturer,
+        product=profile.product,
+        version=profile.version,
+        bios=(profile.bios_vendor, profile.bios_version),
+        uuid=uuid5(NAMESPACE_DNS, f"{profile.name}.vdisk.invalid"),
+        cpus=config.cpus,
+        memory_bytes=config.memory_bytes,
+    )
+    static[at] = smbios
+    at += -(-len(smbios) // 16) * 16
+    static[at] = acpi.build_rsdp(tables.rsdt_at, tables.xsdt_at)
+    at += 48
+    static[at] = mptable = build_mptable(at, config.cpus, slots)
+    assert at + len(mptable) <= layout.FIRMWARE + rom.TABLES_END
+    return static
+
+
+def _power_up_own(board: Board, on_boot: Callable[[], None]) -> Bios:
+    _set_up_bridges(board)
+    bios = Bios(
+        board.memory,
+        board.attached.drives,
+        board.vga,
+        PciConfigAccess(board.pci),
+        board.rtc,
+        [ByteWide(board.serial)],
+        board.now,
+        on_boot,
+    )
+    bios.install(_write_tables(board))
+    for cpu in board.cpus:
+        cpu.trap = bios.trap
+    bios.start(board.cpus[0].vcpu)
+    return bios
