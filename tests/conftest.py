@@ -6,6 +6,10 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.debian import debian_cloud_disk, debian_disk
+
+__all__ = ["debian_cloud_disk", "debian_disk"]
+
 settings.register_profile(
     "default", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
