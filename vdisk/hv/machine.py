@@ -28,6 +28,7 @@ from vdisk.hv.cpu import ExitCounts, Sample
 from vdisk.hv.devices.vga import TextScreen
 from vdisk.hv.firmware.bios import BiosLog
 from vdisk.hv.keys import Stroke, parse_keys
+from vdisk.hv.meter import Meter
 from vdisk.hv.powerup import power_up
 from vdisk.hv.profiles import DEFAULT_PROFILE, Controller, Profile, find_profile
 
@@ -55,12 +56,16 @@ class Machine:
         on_serial: Callable[[bytes], None] | None = None,
     ) -> None:
         self.overlays: list[Overlay] = []
+        self.meters: list[Meter] = []
+        """One for each disk: what the guest did with it."""
         attached = []
         for disk in disks:
             row = disk if isinstance(disk, Disk) else Disk(disk, guess_kind(disk), controller)
-            attached.append(row if write else Disk(self._protect(row.device), row.kind, row.controller))
-        if write and not all(row.device.writable or row.kind == "cdrom" for row in attached):
-            raise OptionError("write: a disk of this machine is not open for writing")
+            if write and not row.device.writable and row.kind != "cdrom":
+                raise OptionError(f"write: {row.device.name} is not open for writing")
+            meter = Meter(row.device if write or row.kind == "cdrom" else self._protect(row.device))
+            self.meters.append(meter)
+            attached.append(Disk(meter, row.kind, row.controller))
         self.config = MachineConfig(
             profile if isinstance(profile, Profile) else find_profile(profile),
             tuple(attached),
