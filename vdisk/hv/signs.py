@@ -76,7 +76,9 @@ SIGNS = (
     _sign(Stage.KERNEL, r"Memtest86\+[^\n]*"),
     _sign(Stage.ROOT, r"EXT[234]-fs \(\S+\): mounted[^\n]*|XFS \(\S+\): (?:Ending|Starting)[^\n]*"),
     _sign(Stage.ROOT, r"VFS: Mounted root[^\n]*|BTRFS info[^\n]*|Trying to mount root from \S+"),
-    _sign(Stage.USER_SPACE, r"Welcome to [^\n]*!\s*$|systemd\[1\]: [^\n]*|INIT: version[^\n]*|OpenRC [\d.]+[^\n]*"),
+    _sign(
+        Stage.USER_SPACE, r"Welcome to (?!GRUB)[^\n]*!\s*$|systemd\[1\]: [^\n]*|INIT: version[^\n]*|OpenRC [\d.]+[^\n]*"
+    ),
     _sign(Stage.USER_SPACE, r"^\[ *(?:\x1b\[[\d;]*m)?  OK  [^\n]*|^Starting (?:background|system) [^\n]*"),
     _sign(Stage.LOGIN, r"^\S* ?login: ?$|^\S+ login: "),
 )

@@ -1,0 +1,151 @@
+"""`vdisk boot`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vdisk.cli.common import SIZE, image_options, json_option, open_image, print_json
+
+if TYPE_CHECKING:
+    from vdisk.hv.boot import BootResult
+
+_PROFILES = ("kvm", "vmware", "virtualbox", "hyper-v", "xen", "parallels")
+_CONTROLLERS = ("virtio-blk", "ide", "ahci")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  vdisk boot disk.vmdk
+  vdisk boot --profile virtualbox --expect 'login:' disk.vdi
+  vdisk boot --interactive rescue.iso
+  vdisk boot --keys '<down>\\n' --screenshot menu.png disk.qcow2
+  vdisk boot --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0' disk.raw"""
+)
+@click.argument("images", nargs=-1, type=click.Path(), metavar="IMAGE...")
+@click.option("--profile", type=click.Choice(_PROFILES), default="kvm", show_default=True, help="Whose machine to be.")
+@click.option("--controller", type=click.Choice(_CONTROLLERS), help="Hang the disks on this, not on the profile's own.")
+@click.option("--memory", type=SIZE, default="512M", show_default=True, help="The guest's memory.")
+@click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="The guest's processors.")
+@click.option("--firmware", type=click.Path(dir_okay=False), help="A BIOS file (SeaBIOS) instead of our own.")
+@click.option("--option-rom", type=click.Path(dir_okay=False), help="A VGA BIOS for it.")
+@click.option("--expect", metavar="TEXT", help="Succeed once TEXT is on the screen or the serial port.")
+@click.option("--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Give up then.")
+@click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, and names like <up>, <wait 2>.")
+@click.option("--screenshot", type=click.Path(), metavar="FILE", help="The last screen, as .txt or .png.")
+@click.option("--serial", type=click.Path(), metavar="FILE", help="Write what the serial port sends to FILE.")
+@click.option("--interactive", "-i", is_flag=True, help="This terminal is the guest's console; Ctrl-A x leaves.")
+@click.option("--kernel", type=click.Path(dir_okay=False), help="Start this Linux kernel, not what the disk holds.")
+@click.option("--initrd", type=click.Path(dir_okay=False), help="Its initial RAM disk.")
+@click.option("--append", default="", metavar="TEXT", help="Its command line.")
+@click.option("--write", is_flag=True, help="Let the guest change the image.")
+@image_options
+@json_option
+def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Boot IMAGE and say how far the system comes. More than one IMAGE: the first one boots.
+
+    The image stays as it is: what the guest writes goes to memory and is gone afterwards, unless --write is given.
+    The exit status is 0 if --expect was met or, without it, if user space was reached.
+    """
+    from contextlib import ExitStack
+
+    if not images and not options["kernel"]:
+        raise click.UsageError("name an image, or a kernel by --kernel")
+    how = {key: options.pop(key) for key in ("format", "backing_format", "allow", "no_references")}
+    with ExitStack() as stack:
+        disks = [stack.enter_context(open_image(image, writable=options["write"], **how)) for image in images]
+        if options["interactive"]:
+            _run_interactive(disks, options)
+            return
+        result = _run(disks, options, stack)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _show(result)
+    if not result.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _read(path: str | None) -> bytes | None:
+    from vdisk.errors import StorageError
+
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StorageError(path, "read", error) from error
+
+
+def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What `Machine` and `boot` both take."""
+    from vdisk.hv.config import Kernel
+
+    kernel = _read(options["kernel"])
+    return {
+        "profile": options["profile"],
+        "controller": options["controller"],
+        "memory_bytes": options["memory"],
+        "cpus": options["cpus"],
+        "firmware": _read(options["firmware"]),
+        "option_rom": _read(options["option_rom"]),
+        "kernel": Kernel(kernel, _read(options["initrd"]) or b"", options["append"]) if kernel is not None else None,
+        "write": options["write"],
+    }
+
+
+def _run(disks: list[Any], options: dict[str, Any], stack: Any) -> BootResult:
+    from vdisk.errors import StorageError
+    from vdisk.hv.boot import boot
+    from vdisk.hv.machine import Machine
+
+    log = None
+    if options["serial"]:
+        try:
+            log = stack.enter_context(Path(options["serial"]).open("wb"))
+        except OSError as error:
+            raise StorageError(options["serial"], "write", error) from error
+
+    def at_end(machine: Machine) -> None:
+        if options["screenshot"]:
+            from vdisk.hv.screenshot import save_screenshot
+
+            save_screenshot(machine.screen(), options["screenshot"])
+
+    return boot(
+        disks,
+        expect=options["expect"],
+        timeout=options["timeout"],
+        keys=options["keys"],
+        on_serial=log.write if log is not None else None,
+        on_machine=at_end,
+        **_machine_options(options),
+    )
+
+
+def _run_interactive(disks: list[Any], options: dict[str, Any]) -> None:
+    from vdisk.hv.machine import Machine
+    from vdisk.hv.terminal import Terminal
+
+    terminal = Terminal(sys.stdin.fileno(), sys.stdout.fileno())
+    with Machine(disks=disks, on_serial=terminal.on_serial, **_machine_options(options)) as machine:
+        if options["keys"]:
+            machine.type_keys(options["keys"])
+        machine.start()
+        terminal.run(machine)
+        if machine.stop is not None:
+            click.echo(f"{machine.stop.reason}{f': {machine.stop.detail}' if machine.stop.detail else ''}")
+
+
+def _show(result: BootResult) -> None:
+    """The verdict for people."""
+    for stage, sign in sorted(result.evidence.items()):
+        click.echo(f"{result.seconds.get(stage, 0.0):8.2f} s  {stage.title}: {sign}")
+    word = "booted" if result.ok else "inconclusive" if not result.conclusive else "failed"
+    click.echo(f"{word}: {result.kind}: {result.reason}")
+    for note in result.notes:
+        click.echo(f"note: {note}")
