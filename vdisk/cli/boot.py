@@ -37,7 +37,9 @@ Examples:
 @click.option("--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Give up then.")
 @click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, and names like <up>, <wait 2>.")
 @click.option("--screenshot", type=click.Path(), metavar="FILE", help="The last screen, as .txt or .png.")
-@click.option("--serial", type=click.Path(), metavar="FILE", help="Write what the serial port sends to FILE.")
+@click.option(
+    "--serial", type=click.File("wb", lazy=False), metavar="FILE", help="Write what the serial port sends to FILE."
+)
 @click.option("--interactive", "-i", is_flag=True, help="This terminal is the guest's console; Ctrl-A x leaves.")
 @click.option("--kernel", type=click.Path(dir_okay=False), help="Start this Linux kernel, not what the disk holds.")
 @click.option("--initrd", type=click.Path(dir_okay=False), help="Its initial RAM disk.")
@@ -61,7 +63,7 @@ def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
         if options["interactive"]:
             _run_interactive(disks, options)
             return
-        result = _run(disks, options, stack)
+        result = _run(disks, options)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -98,17 +100,11 @@ def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(disks: list[Any], options: dict[str, Any], stack: Any) -> BootResult:
-    from vdisk.errors import StorageError
+def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
     from vdisk.hv.boot import boot
     from vdisk.hv.machine import Machine
 
-    log = None
-    if options["serial"]:
-        try:
-            log = stack.enter_context(Path(options["serial"]).open("wb"))
-        except OSError as error:
-            raise StorageError(options["serial"], "write", error) from error
+    log = options["serial"]
 
     def at_end(machine: Machine) -> None:
         if options["screenshot"]:

@@ -11,6 +11,7 @@ from vdisk.hv.bus import ByteWide
 from vdisk.hv.firmware import acpi, rom
 from vdisk.hv.firmware.bios import Bios
 from vdisk.hv.firmware.e820 import acpi_tables_at
+from vdisk.hv.firmware.linux import enter_kernel, load_kernel
 from vdisk.hv.firmware.mptable import build_mptable
 from vdisk.hv.firmware.smbios import build_smbios
 
@@ -89,5 +90,11 @@ def _power_up_own(board: Board, on_boot: Callable[[], None]) -> Bios:
     bios.install(_write_tables(board))
     for cpu in board.cpus:
         cpu.trap = bios.trap
-    bios.start(board.cpus[0].vcpu)
+    first = board.cpus[0].vcpu
+    kernel = board.config.kernel
+    if kernel is None:
+        bios.start(first)
+    else:
+        bios.power_on()
+        enter_kernel(first, load_kernel(board.memory, kernel))
     return bios

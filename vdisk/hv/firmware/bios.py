@@ -98,7 +98,7 @@ class Bios:
 
     # Power-on --------------------------------------------------------------------------------------------------
 
-    def _power_on(self) -> None:
+    def power_on(self) -> None:
         """Interrupt vectors, the BIOS data area, the screen."""
         memory = self._memory
         vectors = b"".join(struct.pack("<HH", vector * rom.STUB_BYTES, rom.SEGMENT) for vector in range(256))
@@ -137,7 +137,7 @@ class Bios:
         frame = Frame(regs, sregs, self._memory)
         if stub >= rom.CALLS // rom.STUB_BYTES:
             if stub - rom.CALLS // rom.STUB_BYTES == rom.CALL_POST:
-                self._power_on()
+                self.power_on()
             else:
                 self._keyboard.take_scan_code(frame.al)
         else:
