@@ -147,9 +147,9 @@ class BlockDevice(abc.ABC):
         first = -(-offset // self.block_size) * self.block_size
         end = offset + length
         last = end if end == self.size else end // self.block_size * self.block_size
-        if first < last:
-            with self._lock:
-                self._start_change()
+        with self._lock:
+            self._start_change()
+            if first < last:
                 self._discard(first, last - first)
 
     @final
