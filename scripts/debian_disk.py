@@ -257,7 +257,7 @@ def build(recipe: Recipe, target: Path, work: Path) -> None:
 
 
 def cached(name: str, digest: str, make: Callable[[Path, Path], None], *, force: bool = False) -> Path:
-    """The file `name` of the cache, made by `make(target, work folder)` unless one with the same digest is there.
+    """The file or folder `name` of the cache, made by `make(target, work folder)` unless that of `digest` is there.
 
     Several processes may ask at once: one builds, the others wait. A build that fails leaves nothing behind.
     """
@@ -275,8 +275,11 @@ def cached(name: str, digest: str, make: Callable[[Path, Path], None], *, force:
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=cache) as folder:
             made = Path(folder) / name
             make(made, Path(folder))
-            size_bytes, allocated_bytes = made.stat().st_size, made.stat().st_blocks * 512
+            files = [path.stat() for path in (made.iterdir() if made.is_dir() else [made])]
+            size_bytes, allocated_bytes = sum(x.st_size for x in files), sum(x.st_blocks * 512 for x in files)
             seconds = round(time.monotonic() - start, 1)
+            if target.is_dir():
+                shutil.rmtree(target)
             made.replace(target)
         facts = {"size_bytes": size_bytes, "allocated_bytes": allocated_bytes, "build_seconds": seconds}
         about.write_text(json.dumps({"digest": digest, **facts}, indent=1) + "\n")
