@@ -43,8 +43,8 @@ _FAST_STRINGS = 1
 _MTRR_WRITE_BACK = 0x800 | 6
 _LVT_LINT0, _LVT_LINT1 = 0x350, 0x360
 _DELIVER_EXTINT, _DELIVER_NMI = 0x700, 0x400
-_CMOS_SHUTDOWN, _CMOS_EQUIPMENT, _CMOS_BOOT_ORDER, _CMOS_CPUS = 0x0F, 0x14, 0x3D, 0x5F
 _BRIDGE_SLOT = 1
+_PM_DEVICE_ACTIVITY_B = 0x58
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class Board:
         self, config: MachineConfig, on_serial: Callable[[int], None], on_debug: Callable[[int], None]
     ) -> None:
         self.config = config
+        self.on_debug = on_debug
         self.lock = threading.RLock()
         self.stopped: Stop | None = None
         self.has_stopped = threading.Event()
@@ -108,7 +109,7 @@ class Board:
         try:
             self.vm = device.create_vm()
             self._set_up_vm()
-            self._add_devices(on_serial, on_debug)
+            self._add_devices(on_serial)
             self._add_pci()
             self._add_cpus(device)
         finally:
@@ -166,7 +167,7 @@ class Board:
         vm = self.vm
         return lambda level: vm.irq_line(number, level)
 
-    def _add_devices(self, on_serial: Callable[[int], None], on_debug: Callable[[int], None]) -> None:
+    def _add_devices(self, on_serial: Callable[[int], None]) -> None:
         bus = self.bus
         self.serial = Serial(self.irq_line(layout.COM1_IRQ), on_serial)
         bus.add_ports(layout.COM1, 8, ByteWide(self.serial))
@@ -179,7 +180,7 @@ class Board:
         self.vga = Vga(self.memory, layout.VGA_TEXT)
         bus.add_ports(layout.VGA_PORTS.start, len(layout.VGA_PORTS), ByteWide(self.vga))
         self.pm = AcpiPm(self.irq_line(layout.SCI_IRQ), self.power_off)
-        bus.add_ports(layout.DEBUG_CONSOLE, 1, DebugPort(0xE9, on_debug))
+        bus.add_ports(layout.DEBUG_CONSOLE, 1, DebugPort(0xE9, self.on_debug))
         for ports in (layout.DMA1_PORTS, layout.DMA_PAGE_PORTS, layout.DMA2_PORTS):
             bus.add_ports(ports.start, len(ports), Latch(len(ports)))
         bus.add_ports(layout.POST_CODE, 1, Latch(1))
@@ -197,7 +198,10 @@ class Board:
         if profile.chipset == "440bx":
             self.pci.plug(1, AgpBridge())
         self.pci.plug(slot, IsaBridge(PIIX4_ISA if is_bx else PIIX3_ISA, subsystem=subsystem))
-        self.pci.plug(slot, PowerManagement(self.pm, subsystem=subsystem), 3)
+        power = PowerManagement(self.pm, subsystem=subsystem)
+        # "APMC enabled": a firmware takes system management mode, which this machine lacks, for set up already.
+        power.set_config(_PM_DEVICE_ACTIVITY_B + 3, 1, 0x02)
+        self.pci.plug(slot, power, 3)
         self.attached: Attached = attach_disks(self, slot)
 
     # Ends ------------------------------------------------------------------------------------------------------

@@ -5,23 +5,70 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import NAMESPACE_DNS, uuid5
 
+from vdisk.errors import OptionError
 from vdisk.hv import layout
 from vdisk.hv.board import Board, PciConfigAccess
 from vdisk.hv.bus import ByteWide
+from vdisk.hv.devices.debugport import DebugPort
+from vdisk.hv.devices.fw_cfg import FwCfg
 from vdisk.hv.firmware import acpi, rom
 from vdisk.hv.firmware.bios import Bios
-from vdisk.hv.firmware.e820 import acpi_tables_at
+from vdisk.hv.firmware.e820 import RAM, MapEntry, acpi_tables_at
 from vdisk.hv.firmware.linux import enter_kernel, load_kernel
 from vdisk.hv.firmware.mptable import build_mptable
 from vdisk.hv.firmware.smbios import build_smbios
 
+_SHADOW_MOST_BYTES = 256 * layout.KIB
+_CMOS_ABOVE_16M, _CMOS_ABOVE_4G, _CMOS_CPUS, _CMOS_BOOT_ORDER, _CMOS_BOOT_THIRD = 0x34, 0x5B, 0x5F, 0x3D, 0x38
 _PIRQ_REGISTERS = 0x60
 _PM_BASE, _PM_ENABLE = 0x40, 0x80
 
 
 def power_up(board: Board, on_boot: Callable[[], None]) -> Bios | None:
     """Make the board ready to run; answers our firmware, if it is the one."""
-    return _power_up_own(board, on_boot)
+    if board.config.firmware is None:
+        return _power_up_own(board, on_boot)
+    if board.config.kernel is not None:
+        raise OptionError("kernel: it is started by our own firmware; leave the firmware file away")
+    _power_up_file(board, board.config.firmware)
+    return None
+
+
+def _power_up_file(board: Board, image: bytes) -> None:
+    """A firmware file in flash, its copy below 1 MiB, and what SeaBIOS asks for: fw_cfg, CMOS, a debug port.
+
+    The copy is plain RAM, as after a BIOS has shadowed itself, and stays so whatever the PAM registers say.
+    """
+    config, memory, cmos = board.config, board.memory, board.rtc.cmos
+    board.add_flash(image)
+    shadow = image[-_SHADOW_MOST_BYTES:]
+    memory.write(layout.EXTENDED_RAM - len(shadow), shadow)
+    files = {
+        "etc/e820": b"".join(
+            entry.pack()
+            for entry in (
+                MapEntry(0, memory.low_bytes, RAM),
+                MapEntry(layout.HIGH_RAM_BASE, memory.high_bytes, RAM),
+            )
+            if entry.length
+        )
+    }
+    if config.option_rom is not None:
+        files["vgaroms/vga.rom"] = config.option_rom
+    else:
+        files["etc/sercon-port"] = layout.COM1.to_bytes(8, "little")
+    fw_cfg = FwCfg(config.cpus, files)
+    board.bus.add_ports(layout.FW_CFG, 2, fw_cfg)
+    board.bus.add_ports(layout.FIRMWARE_DEBUG, 1, DebugPort(0xE9, board.on_debug))
+    blocks = (memory.low_bytes - 16 * layout.MIB) // (64 * layout.KIB)
+    cmos[_CMOS_ABOVE_16M : _CMOS_ABOVE_16M + 2] = max(0, blocks).to_bytes(2, "little")
+    cmos[_CMOS_ABOVE_4G : _CMOS_ABOVE_4G + 3] = (memory.high_bytes >> 16).to_bytes(3, "little")
+    cmos[_CMOS_CPUS] = config.cpus - 1
+    kinds = [disk.kind for disk in config.disks]
+    order = [{"floppy": 1, "disk": 2, "cdrom": 3}[kind] for kind in dict.fromkeys(kinds)]
+    order = [*order, *(number for number in (2, 3, 1) if number not in order)]
+    cmos[_CMOS_BOOT_ORDER] = order[1] << 4 | order[0]
+    cmos[_CMOS_BOOT_THIRD] = order[2] << 4 | 1
 
 
 def _set_up_bridges(board: Board) -> None:

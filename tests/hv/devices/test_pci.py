@@ -62,7 +62,7 @@ def test_sizing_tells_a_bars_length_and_maps_nothing(rig: PciRig) -> None:
     rig.config(3, 4, 2, value=3)
     rig.config(3, 0x10, value=0xFFFFFFFF)
     rig.config(3, 0x24, value=0xFFFFFFFF)
-    assert rig.config(3, 0x10) == 0x0000FFE1
+    assert rig.config(3, 0x10) == 0xFFFFFFE1
     assert rig.config(3, 0x24) == 0xFFFFF000
     assert rig.config(3, 0x14) == 0
     assert rig.maps == {}

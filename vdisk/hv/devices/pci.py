@@ -43,8 +43,8 @@ class Bar:
 
     @property
     def mask(self) -> int:
-        """The address bits that can be set."""
-        return -self.size & (0xFFFF if self.kind == "io" else 0xFFFFFFFF)
+        """The address bits that can be set: 32 for ports too, since SeaBIOS computes a port BAR's size so."""
+        return -self.size & 0xFFFFFFFF
 
 
 class PciFunction:
@@ -223,6 +223,8 @@ class PciFunction:
             return None
         value = self.config_read(BAR0 + 4 * index, 4)
         address = value & bar.mask
+        if bar.kind == "io" and address > 0xFFFF:
+            return None
         return address if address not in (0, bar.mask) else None
 
     def _remap(self) -> None:
