@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vdisk.errors import OptionError
+from vdisk.hv import layout
 from vdisk.hv.config import Disk
+from vdisk.hv.devices.ahci import ICH9_AHCI, AhciController
+from vdisk.hv.devices.ata import AtaDevice, AtaDisk
+from vdisk.hv.devices.atapi import AtapiDrive, CdDrive
+from vdisk.hv.devices.ide import IdeChannel
+from vdisk.hv.devices.pci import PciFunction
+from vdisk.hv.devices.piix_ide import PIIX3_IDE, PIIX4_IDE, PiixIde
 from vdisk.hv.devices.virtio.blk import VirtioBlock
 from vdisk.hv.devices.virtio.pci import VirtioPci
 from vdisk.hv.devices.virtio.rng import VirtioEntropy
 from vdisk.hv.firmware.disks import FIRST_CD, FIRST_DISK, Drive
+from vdisk.hv.profiles import Controller
 
 if TYPE_CHECKING:
     from vdisk.hv.board import Board
 
 _FIRST_FREE_SLOT = 4
 _FLOPPIES_MOST = 2
+_IDE_DRIVES = 4
+_IDE_ORDER = {"disk": (0, 1, 2, 3), "cdrom": (2, 3, 1, 0)}
 
 
 @dataclass(slots=True)
@@ -30,27 +41,93 @@ class Attached:
     """For each controller its name, and whether a driver of the guest runs it."""
 
 
+class _Slots:
+    """Free slots of the PCI bus, in order."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._next = _FIRST_FREE_SLOT
+
+    def plug(self, function: PciFunction) -> None:
+        """Into the next free one."""
+        while (self._next, 0) in self._board.pci.functions:
+            self._next += 1
+        self._board.pci.plug(self._next, function)
+
+
 def attach_disks(board: Board, bridge_slot: int) -> Attached:
-    """Plug in the controllers that the disks ask for, each with its disks, and number the drives."""
+    """Plug in the controllers that the disks ask for, each with its disks, and number the drives.
+
+    A CD has no place on virtio-blk: it goes to IDE there, and to the controller of the disks otherwise. A floppy is
+    there for int 13h alone.
+    """
     attached = Attached()
-    slot = _FIRST_FREE_SLOT
     numbers = {"disk": FIRST_DISK, "cdrom": FIRST_CD, "floppy": 0}
-    for index, disk in enumerate(board.config.disks):
+    by_controller: dict[Controller, list[Disk]] = {"virtio-blk": [], "ide": [], "ahci": []}
+    for disk in board.config.disks:
         number = numbers[disk.kind]
         numbers[disk.kind] += 1
         if disk.kind == "floppy" and number >= _FLOPPIES_MOST:
             raise OptionError("disks: a PC has no more than two floppy drives")
         attached.drives.append(Drive(number, disk.kind, disk.device))
         controller = disk.controller or board.config.profile.controller
-        if disk.kind == "disk" and controller == "virtio-blk":
-            slot = _plug_virtio_block(board, attached, slot, disk, index)
-    board.pci.plug(slot, VirtioPci(VirtioEntropy(board.memory)))
+        if disk.kind != "floppy":
+            by_controller["ide" if disk.kind == "cdrom" and controller == "virtio-blk" else controller].append(disk)
+    slots = _Slots(board)
+    if by_controller["ide"]:
+        _plug_ide(board, attached, bridge_slot, by_controller["ide"])
+    if by_controller["ahci"]:
+        _plug_ahci(board, attached, slots, by_controller["ahci"])
+    for index, disk in enumerate(by_controller["virtio-blk"]):
+        device = VirtioBlock(board.memory, disk.device, serial=f"{board.config.serial_number}-{index}")
+        block = VirtioPci(device)
+        slots.plug(block)
+        attached.drivers_live.append(("virtio-blk", partial(_is_live, block)))
+    if board.config.profile.controller == "virtio-blk":
+        slots.plug(VirtioPci(VirtioEntropy(board.memory)))
     return attached
 
 
-def _plug_virtio_block(board: Board, attached: Attached, slot: int, disk: Disk, index: int) -> int:
-    device = VirtioBlock(board.memory, disk.device, serial=f"{board.config.serial_number}-{index}")
-    function = VirtioPci(device)
-    board.pci.plug(slot, function)
-    attached.drivers_live.append(("virtio-blk", lambda: function.is_live))
-    return slot + 1
+def _is_live(function: VirtioPci | PiixIde | AhciController) -> bool:
+    return function.is_live
+
+
+def _ata_device(board: Board, disk: Disk, index: int, *, is_sata: bool) -> AtaDevice:
+    if disk.kind == "cdrom":
+        return AtapiDrive(CdDrive(disk.device), is_sata=is_sata)
+    serial = f"{board.config.serial_number}-{index}".upper()
+    return AtaDisk(disk.device, model=board.config.profile.disk_model, serial=serial, is_sata=is_sata)
+
+
+def _plug_ide(board: Board, attached: Attached, bridge_slot: int, disks: list[Disk]) -> None:
+    """The PIIX's function 1: disks from the primary channel's master on, discs from the secondary's."""
+    places: list[AtaDevice | None] = [None] * _IDE_DRIVES
+    for index, disk in enumerate(disks):
+        order = _IDE_ORDER[disk.kind]
+        place = next((place for place in order if places[place] is None), None)
+        if place is None:
+            raise OptionError(f"disks: {_IDE_DRIVES} drives are all that IDE takes")
+        places[place] = _ata_device(board, disk, index, is_sata=False)
+    channels = [
+        IdeChannel(board.irq_line(layout.PRIMARY_IDE_IRQ), places[:2]),
+        IdeChannel(board.irq_line(layout.SECONDARY_IDE_IRQ), places[2:]),
+    ]
+    bases = ((layout.PRIMARY_IDE, layout.PRIMARY_IDE_CONTROL), (layout.SECONDARY_IDE, layout.SECONDARY_IDE_CONTROL))
+    for channel, (command, control) in zip(channels, bases, strict=True):
+        board.bus.add_ports(command, 8, channel.command_block)
+        board.bus.add_ports(control, 1, channel.control_block)
+    profile = board.config.profile
+    usual = PIIX3_IDE if profile.chipset == "i440fx" else PIIX4_IDE
+    ids = profile.controller_ids if profile.controller == "ide" else None
+    function = PiixIde(board.memory, channels, device_id=ids[1] if ids else usual, subsystem=profile.subsystem)
+    board.pci.plug(bridge_slot, function, 1)
+    attached.drivers_live.append(("ide", partial(_is_live, function)))
+
+
+def _plug_ahci(board: Board, attached: Attached, slots: _Slots, disks: list[Disk]) -> None:
+    profile = board.config.profile
+    drives = [_ata_device(board, disk, index, is_sata=True) for index, disk in enumerate(disks)]
+    ids = profile.controller_ids if profile.controller == "ahci" else None
+    function = AhciController(board.memory, drives, ids=ids or ICH9_AHCI, subsystem=profile.subsystem)
+    slots.plug(function)
+    attached.drivers_live.append(("ahci", partial(_is_live, function)))

@@ -35,6 +35,8 @@ class Profile:
     bios_version: str
     version: str = ""
     subsystem: tuple[int, int] = (0x1AF4, 0x1100)
+    disk_model: str = "QEMU HARDDISK"
+    """What an IDE or SATA disk calls itself."""
     driver: str = ""
     """Linux' driver for the controller: what a guest needs to find its root."""
     notes: tuple[str, ...] = field(default=())
@@ -67,6 +69,7 @@ _PROFILES: Final = (
         "6.00",
         "None",
         subsystem=(0x15AD, 0x1976),
+        disk_model="VMware Virtual SATA Hard Drive",
         driver="ahci",
         notes=("the disk hangs on VMware's SATA controller; its LSI and PVSCSI controllers are not emulated",),
     ),
@@ -82,6 +85,7 @@ _PROFILES: Final = (
         "VirtualBox",
         "1.2",
         subsystem=(0x80EE, 0x0000),
+        disk_model="VBOX HARDDISK",
         driver="ahci",
     ),
     Profile(
@@ -96,6 +100,7 @@ _PROFILES: Final = (
         "090008",
         "7.0",
         subsystem=(0x0000, 0x0000),
+        disk_model="Virtual HD",
         driver="ata_piix",
         notes=("there is no VMBus: a guest finds its disk on IDE, as its boot loader does under Hyper-V",),
     ),
@@ -126,6 +131,7 @@ _PROFILES: Final = (
         "18.0.0",
         "None",
         subsystem=(0x1AB8, 0x0400),
+        disk_model="Virtual HDD",
         driver="ahci",
     ),
 )
