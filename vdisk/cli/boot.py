@@ -32,7 +32,9 @@ Examples:
 @click.option("--memory", type=SIZE, default="512M", show_default=True, help="The guest's memory.")
 @click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True, help="The guest's processors.")
 @click.option("--firmware", type=click.Path(dir_okay=False), help="A BIOS file (SeaBIOS) instead of our own.")
-@click.option("--option-rom", type=click.Path(dir_okay=False), help="A VGA BIOS for it.")
+@click.option(
+    "--option-rom", type=click.Path(dir_okay=False), help="A VGA BIOS for it; without, vgabios-isavga.bin beside it."
+)
 @click.option("--expect", metavar="TEXT", help="Succeed once TEXT is on the screen or the serial port.")
 @click.option("--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Give up then.")
 @click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, and names like <up>, <wait 2>.")
@@ -83,6 +85,14 @@ def _read(path: str | None) -> bytes | None:
         raise StorageError(path, "read", error) from error
 
 
+def _option_rom_beside(firmware: str | None) -> str | None:
+    """The VGA BIOS that SeaBIOS comes with, if it lies in the same folder: with it, text goes to the screen."""
+    if firmware is None:
+        return None
+    beside = Path(firmware).with_name("vgabios-isavga.bin")
+    return str(beside) if beside.is_file() else None
+
+
 def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
     """What `Machine` and `boot` both take."""
     from vdisk.hv.config import Kernel
@@ -94,7 +104,7 @@ def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
         "memory_bytes": options["memory"],
         "cpus": options["cpus"],
         "firmware": _read(options["firmware"]),
-        "option_rom": _read(options["option_rom"]),
+        "option_rom": _read(options["option_rom"] or _option_rom_beside(options["firmware"])),
         "kernel": Kernel(kernel, _read(options["initrd"]) or b"", options["append"]) if kernel is not None else None,
         "write": options["write"],
     }

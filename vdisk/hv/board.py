@@ -16,7 +16,7 @@ from vdisk.hv import kvm, layout
 from vdisk.hv.bus import Bus, ByteWide
 from vdisk.hv.config import MachineConfig
 from vdisk.hv.controllers import Attached, attach_disks
-from vdisk.hv.cpu import Cpu
+from vdisk.hv.cpu import Cpu, read_code, take_sample
 from vdisk.hv.cpuid import cpuid_for
 from vdisk.hv.devices.acpi_pm import AcpiPm
 from vdisk.hv.devices.chipset import (
@@ -44,6 +44,7 @@ _MTRR_WRITE_BACK = 0x800 | 6
 _LVT_LINT0, _LVT_LINT1 = 0x350, 0x360
 _DELIVER_EXTINT, _DELIVER_NMI = 0x700, 0x400
 _BRIDGE_SLOT = 1
+_JUMP_ON_THE_SPOT = b"\xeb\xfe"
 _PM_DEVICE_ACTIVITY_B = 0x58
 
 
@@ -241,6 +242,15 @@ class Board:
         """Let them go on."""
         for cpu in self.cpus:
             cpu.resume()
+
+    def is_idle(self) -> bool:
+        """Whether no processor does anything. Only while they are paused."""
+        for cpu in self.cpus:
+            if cpu.vcpu.get_mp_state() == kvm.MP_RUNNABLE:
+                regs, sregs = cpu.state()
+                if read_code(self.memory, take_sample(regs, sregs), 2) != _JUMP_ON_THE_SPOT:
+                    return False
+        return True
 
     def tick(self) -> None:
         """What wants to be done some fifty times a second: the clock's interrupts, a sample of the first processor."""

@@ -7,7 +7,7 @@ that another engine can be watched by the same eyes. `boot` runs the embedded on
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from vdisk.block.device import BlockDevice
 from vdisk.hv.board import Stop
 from vdisk.hv.config import Disk, Kernel
-from vdisk.hv.cpu import Sample
+from vdisk.hv.cpu import ExitCounts, Sample
 from vdisk.hv.machine import Machine
 from vdisk.hv.profiles import DEFAULT_PROFILE, Controller, Profile, find_profile
 from vdisk.hv.signs import Stage, find_failure, find_stages, plain_text
@@ -28,6 +28,7 @@ _FAILURE_TAIL_BYTES = 4096
 _FAILURE_SETTLES_SECONDS = 3.0
 _PANIC_SETTLES_SECONDS = 0.5
 _STANDSTILL_SECONDS = 4.0
+_IDLE_LOOK_SECONDS = 1.0
 _SILENCE_SECONDS = 25.0
 _KERNEL_SILENCE_SECONDS = 60.0
 _SAMPLES_KEPT = 64
@@ -58,6 +59,10 @@ class Guest(Protocol):
         """Where the processor is, if the engine tells."""
         ...
 
+    def is_idle(self) -> bool:
+        """Whether no processor does anything: halted, or jumping on the spot. May take a moment to find out."""
+        ...
+
 
 @dataclass(slots=True)
 class BootResult:
@@ -82,6 +87,9 @@ class BootResult:
     drivers: list[str] = field(default_factory=list)
     """Controllers that a driver of the guest runs."""
     exits: int = 0
+    """How often the guest was left, on all processors, since the last reset."""
+    exits_by: dict[str, int] = field(default_factory=dict)
+    """The same by port, page of memory or reason; the most frequent ones."""
     screen: str = ""
     serial: str = ""
     notes: list[str] = field(default_factory=list)
@@ -107,6 +115,7 @@ class BootResult:
             "engine": self.engine,
             "drivers": self.drivers,
             "exits": self.exits,
+            "exits-by": self.exits_by,
             "screen": self.screen,
             "serial": self.serial,
             "notes": self.notes,
@@ -128,6 +137,7 @@ class Watcher:
         self._start = now()
         self._next_look = self._start
         self._changed_at = self._start
+        self._next_idle_look = self._start
         self._last_seen: tuple[str, str, int] | None = None
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES_KEPT)
 
@@ -157,9 +167,11 @@ class Watcher:
         self._next_look = now + _LOOK_SECONDS
         serial, screen = self._guest.serial_tail(_TAIL_BYTES), self._guest.screen_text()
         seen = (serial, screen, self._guest.activity())
-        for stage, sign in self._guest.evidence().items():
-            self._reach(stage, sign)
         self._look_at_mode(sample)
+        for stage, sign in self._guest.evidence().items():
+            # A firmware with drivers of its own, SeaBIOS, runs the controllers too: only a kernel's count.
+            if stage < Stage.DRIVER or Stage.KERNEL in self.evidence:
+                self._reach(stage, sign)
         if seen != self._last_seen:
             is_first = self._last_seen is None
             self._last_seen = seen
@@ -193,10 +205,10 @@ class Watcher:
             return self._end(*failure)
         standing = self._stands_still()
         is_kernel = self.stage >= Stage.KERNEL
-        if standing is not None and quiet >= _STANDSTILL_SECONDS and not is_kernel:
-            return self._settle("halted", f"nothing moves any more: the processor stands at {standing}")
-        if standing is not None and quiet >= _STANDSTILL_SECONDS and not standing.interrupts_on:
-            return self._settle("halted", f"the processor stands at {standing}, with interrupts off")
+        is_final = standing is not None and not (is_kernel and standing.interrupts_on)
+        if standing is not None and is_final and self._is_idle(now, quiet):
+            off = "" if standing.interrupts_on else ", with interrupts off"
+            return self._settle("halted", f"nothing moves any more: the processor stands at {standing}{off}")
         if quiet >= (_KERNEL_SILENCE_SECONDS if is_kernel else _SILENCE_SECONDS):
             if standing is None and self._loops():
                 return self._settle("stuck in a loop", f"no sign of life for {quiet:.0f} s, around {self._samples[-1]}")
@@ -215,6 +227,13 @@ class Watcher:
             return None
         last = recent[-1]
         return last if all(one.rip == last.rip and one.cs_base == last.cs_base for one in recent) else None
+
+    def _is_idle(self, now: float, quiet: float) -> bool:
+        """The same place again and again may be one long string instruction: ask, but not too often."""
+        if quiet < _STANDSTILL_SECONDS or now < self._next_idle_look:
+            return False
+        self._next_idle_look = now + _IDLE_LOOK_SECONDS
+        return self._guest.is_idle()
 
     def _loops(self) -> bool:
         places = [one.cs_base + one.rip for one in self._samples]
@@ -264,6 +283,10 @@ class MachineGuest:
     def sample(self) -> Sample | None:
         """The first processor's."""
         return self._machine.sample()
+
+    def is_idle(self) -> bool:
+        """Whether every processor has halted or jumps on the spot."""
+        return self._machine.is_idle()
 
     def evidence(self) -> dict[Stage, str]:
         """What the firmware, the meters and the devices know."""
@@ -370,10 +393,21 @@ def _result(machine: Machine, watcher: Watcher, guest: MachineGuest, profile: Pr
         engine="embedded",
         drivers=drivers,
         exits=sum(counts.total for counts in machine.exit_counts()),
+        exits_by=most_frequent_exits(machine.exit_counts()),
         screen=guest.screen_text(),
         serial=machine.serial_text(),
         notes=list(profile.notes),
     )
+
+
+def most_frequent_exits(counts: Sequence[ExitCounts], most: int = 12) -> dict[str, int]:
+    """The `most` frequent kinds of exits of all processors: "port 3f8", "memory febf4000", "INTR"."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update({f"port {port:x}": count for port, count in one.ports.items()})
+        total.update({f"memory {page << 12:x}": count for page, count in one.pages.items()})
+        total.update(one.others)
+    return dict(total.most_common(most))
 
 
 _ROOT_FAILURES = frozenset(("no root disk", "rescue shell", "kernel panic", "silence", "timeout"))

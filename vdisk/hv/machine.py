@@ -236,6 +236,15 @@ class Machine:
         """How often each processor left the guest, since the last switching on."""
         return self._counts
 
+    def is_idle(self) -> bool:
+        """Whether every processor has halted, waits to be started, or jumps on the spot. Pauses it for a moment."""
+        board = self._live()
+        board.pause()
+        try:
+            return board.is_idle()
+        finally:
+            board.resume()
+
     def live_drivers(self) -> list[str]:
         """Controllers that a driver of the guest has taken over."""
         board = self.board

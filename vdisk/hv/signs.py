@@ -66,6 +66,7 @@ def _failure(kind: str, pattern: str) -> FailureSign:
 
 
 SIGNS = (
+    _sign(Stage.BOOT_SECTOR, r"Booting from (?:Hard Disk|DVD/CD|Floppy|0000:7c00)[^\n]*"),
     _sign(Stage.LOADER, r"GNU GRUB +version|Welcome to GRUB!|GRUB loading|^GRUB "),
     _sign(Stage.LOADER, r"(?:ISO|SYS|PXE|EXT)LINUX [\d.]+|^LILO [\d.]|^iPXE [\d.]|^Limine |systemd-boot|rEFInd"),
     _sign(Stage.LOADER, r"^FreeBSD/x86 boot|BTX loader|>> NetBSD/x86|>> OpenBSD/amd64 BOOT|^Loading FreeDOS"),

@@ -33,8 +33,9 @@ _PLAIN = {
     "rep movsw": b"\xf3\xa5",
     "rep stosw": b"\xf3\xab",
     "in al, dx": b"\xec",
+    "out dx, ax": b"\xef",
     "out dx, al": b"\xee",
-    "wbinvd": b"\x0f\x09",
+    "ud2": b"\x0f\x0b",
 }
 _JUMPS = {"jc": 0x72, "jb": 0x72, "jnc": 0x73, "jae": 0x73, "jz": 0x74, "je": 0x74, "jnz": 0x75, "jne": 0x75}
 _JUMPS |= {"jmp short": 0xEB, "loop": 0xE2}
@@ -123,6 +124,8 @@ def _encode_jump(text: str, at: int, resolve: Resolve) -> bytes | None:
 
 def _encode_unary(text: str, at: int, resolve: Resolve) -> bytes | None:
     word, _, operand = text.partition(" ")
+    if word == "lidt":
+        return b"\x0f\x01" + _modrm_memory(3, resolve(operand[1:-1]))
     if word in ("push", "pop"):
         if operand in _R16:
             return bytes(((0x50 if word == "push" else 0x58) + _R16.index(operand),))
