@@ -105,6 +105,7 @@ class ImageConformance:
 
     format: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
+    compress: ClassVar[bool] = False
     suffix: ClassVar[str] = ""
     size: ClassVar[int] = (3 << 20) + 5 * 512
     """An odd number of sectors: the last cluster is a partial one."""
@@ -117,7 +118,7 @@ class ImageConformance:
         if content is None:
             formats.create(path, self.size if size is None else size, format=self.format, options=self.options)
             return path
-        lay_out(path, self.format, self.options, content)
+        lay_out(path, self.format, self.options, content, compress=self.compress)
         return path
 
     def open(self, path: Path, *, writable: bool = False) -> Image:

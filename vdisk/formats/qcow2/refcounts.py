@@ -1,0 +1,275 @@
+"""Reference counts: the two-level table that says how often each host cluster is used, and room for new clusters.
+
+Follows QEMU docs/interop/qcow2, "Host cluster management". Blocks are read when they are needed and held as arrays, one
+item a cluster, whatever the width on disk. Changes stay in memory until `write_back`: the image writes them before the
+tables that point to new clusters.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+
+from vdisk.errors import Corrupt, StorageError
+from vdisk.formats.qcow2.header import MAX_REFCOUNT_TABLE_BYTES, Header
+from vdisk.storage.base import Storage
+
+_OFFSET_MASK = ~0x1FF & (1 << 64) - 1
+_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
+_CLEAN_BLOCKS_KEPT = 256
+
+
+def load_big_endian(data: bytes | bytearray, typecode: str) -> array[int]:
+    """An array of a file's big-endian words."""
+    words = array(typecode)
+    words.frombytes(data)
+    if sys.byteorder == "little" and words.itemsize > 1:
+        words.byteswap()
+    return words
+
+
+def store_big_endian(words: array[int]) -> bytes:
+    """The words as they stand in a file."""
+    if sys.byteorder == "little" and words.itemsize > 1:
+        words = words[:]
+        words.byteswap()
+    return words.tobytes()
+
+
+def unpack_counts(data: bytes, bits: int) -> array[int]:
+    """A refcount block's counts; widths below a byte are least significant bits first."""
+    if bits >= 8:
+        return load_big_endian(data, _TYPECODES[bits])
+    import numpy
+
+    packed = numpy.frombuffer(data, numpy.uint8)
+    shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)
+    counts = (packed[:, None] >> shifts) & ((1 << bits) - 1)
+    return array("B", counts.astype(numpy.uint8).tobytes())
+
+
+def pack_counts(counts: array[int], bits: int) -> bytes:
+    """`unpack_counts` backwards."""
+    if bits >= 8:
+        return store_big_endian(counts)
+    import numpy
+
+    shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)
+    rows = numpy.frombuffer(counts.tobytes(), numpy.uint8).reshape(-1, 8 // bits)
+    packed: bytes = numpy.bitwise_or.reduce(rows << shifts, axis=1).astype(numpy.uint8).tobytes()
+    return packed
+
+
+class Refcounts:
+    """The counts of one image's host clusters."""
+
+    def __init__(self, storage: Storage, header: Header) -> None:
+        self._storage = storage
+        self._header = header
+        self._bits = header.refcount_bits
+        self.cluster_bytes = header.cluster_bytes
+        self.block_entries = self.cluster_bytes * 8 // self._bits
+        self.largest = (1 << self._bits) - 1
+        length = header.refcount_table_clusters * self.cluster_bytes
+        raw = storage.read(header.refcount_table_offset, length)
+        if len(raw) < length:
+            raise Corrupt(storage.name, "refcount table", expected=f"{length} bytes", found=f"{len(raw)} in the file")
+        self.table = load_big_endian(raw, "Q")
+        self._blocks: dict[int, array[int]] = {}
+        self._dirty_blocks: set[int] = set()
+        self._dirty_table: set[int] = set()
+        self._moved_table_from: tuple[int, int] | None = None
+        self._search_from = 0
+
+    # Looking up ------------------------------------------------------------------------------------------------
+
+    def get(self, cluster: int) -> int:
+        """How often a host cluster, by its index, is used."""
+        block_index, index = divmod(cluster, self.block_entries)
+        block = self._block(block_index)
+        return 0 if block is None else block[index]
+
+    def _block(self, block_index: int) -> array[int] | None:
+        """The counts that a table entry points to, or None where there is none."""
+        block = self._blocks.get(block_index)
+        if block is not None:
+            return block
+        if block_index >= len(self.table):
+            return None
+        host = self.table[block_index] & _OFFSET_MASK
+        if host == 0:
+            return None
+        if host % self.cluster_bytes:
+            raise Corrupt(
+                self._storage.name,
+                f"refcount table entry {block_index}",
+                expected=f"a multiple of {self.cluster_bytes}",
+                found=host,
+            )
+        raw = self._storage.read(host, self.cluster_bytes)
+        block = unpack_counts(raw.ljust(self.cluster_bytes, b"\0"), self._bits)
+        self._drop_clean_blocks()
+        self._blocks[block_index] = block
+        return block
+
+    def _drop_clean_blocks(self) -> None:
+        if len(self._blocks) - len(self._dirty_blocks) >= _CLEAN_BLOCKS_KEPT:
+            for index in [index for index in self._blocks if index not in self._dirty_blocks]:
+                del self._blocks[index]
+
+    # Changing --------------------------------------------------------------------------------------------------
+
+    def add(self, cluster: int, amount: int) -> int:
+        """Change a count; returns the new one."""
+        block_index, index = divmod(cluster, self.block_entries)
+        block = self._ensure_block(block_index)
+        count = block[index] + amount
+        if not 0 <= count <= self.largest:
+            raise Corrupt(
+                self._storage.name,
+                f"refcount of the cluster at {cluster * self.cluster_bytes}",
+                expected=f"0 to {self.largest}",
+                found=count,
+            )
+        block[index] = count
+        self._dirty_blocks.add(block_index)
+        if count == 0:
+            self._search_from = min(self._search_from, cluster)
+        return count
+
+    def allocate(self, count: int) -> int:
+        """Find `count` free host clusters in a row and count each as used once; returns the first's index."""
+        while True:
+            first = self._find_free(count)
+            # Counting may itself take clusters for refcount blocks: those first, then look whether the run is still free.
+            for block_index in range(first // self.block_entries, (first + count - 1) // self.block_entries + 1):
+                self._ensure_block(block_index)
+            if self._is_free(first, count):
+                break
+        for block_index in range(first // self.block_entries, (first + count - 1) // self.block_entries + 1):
+            block = self._ensure_block(block_index)
+            base = block_index * self.block_entries
+            start, end = max(first - base, 0), min(first + count - base, self.block_entries)
+            block[start:end] = array(block.typecode, (1,)) * (end - start)
+            self._dirty_blocks.add(block_index)
+        self._search_from = first + count
+        return first
+
+    def _is_free(self, first: int, count: int) -> bool:
+        for block_index in range(first // self.block_entries, (first + count - 1) // self.block_entries + 1):
+            block = self._block(block_index)
+            if block is None:
+                continue
+            base = block_index * self.block_entries
+            start, end = max(first - base, 0), min(first + count - base, self.block_entries)
+            if any(block[start:end]):
+                return False
+        return True
+
+    def _find_free(self, count: int) -> int:
+        """The first of `count` clusters in a row whose count is 0, from where the last search ended."""
+        cluster = self._search_from
+        run_start, run = cluster, 0
+        while run < count:
+            block_index, index = divmod(cluster, self.block_entries)
+            if block_index >= len(self.table):
+                return run_start  # nothing behind the table is counted
+            block = self._block(block_index)
+            if block is None:
+                run += self.block_entries - index
+                cluster += self.block_entries - index
+                continue
+            if block[index] == 0:
+                run += 1
+                cluster += 1
+                continue
+            try:
+                index = block.index(0, index)
+            except ValueError:
+                index = self.block_entries
+            cluster = block_index * self.block_entries + index
+            run_start, run = cluster, 0
+        return run_start
+
+    def _ensure_block(self, block_index: int) -> array[int]:
+        """The counts of a stretch of the file; a new refcount block where there is none yet."""
+        block = self._block(block_index)
+        if block is not None:
+            return block
+        if block_index >= len(self.table):
+            self._grow_table(block_index)
+            block = self._block(block_index)
+            if block is not None:
+                return block
+        # The new block counts itself: it is the first cluster that it covers behind the end of the file.
+        first = block_index * self.block_entries
+        own = max(first, -(-self._storage.size // self.cluster_bytes))
+        if own >= first + self.block_entries:
+            raise Corrupt(
+                self._storage.name,
+                f"refcount table entry {block_index}",
+                "clusters of the file are not counted; vdisk check --repair all counts them",
+            )
+        typecode = _TYPECODES.get(self._bits, "B")
+        block = array(typecode, bytes(self.block_entries * array(typecode).itemsize))
+        block[own - first] = 1
+        self._blocks[block_index] = block
+        self._dirty_blocks.add(block_index)
+        self.table[block_index] = own * self.cluster_bytes
+        self._dirty_table.add(block_index)
+        return block
+
+    def _grow_table(self, block_index: int) -> None:
+        """Make the refcount table long enough for `block_index`: a longer one at another place."""
+        entries_a_cluster = self.cluster_bytes // 8
+        wanted = max(block_index + 2, len(self.table) + len(self.table) // 2)
+        clusters = -(-wanted // entries_a_cluster)
+        if clusters * self.cluster_bytes > MAX_REFCOUNT_TABLE_BYTES:
+            clusters = MAX_REFCOUNT_TABLE_BYTES // self.cluster_bytes
+            if clusters * entries_a_cluster <= block_index:
+                raise StorageError(self._storage.name, "allocate", "the refcount table cannot grow any further")
+        if self._moved_table_from is None:
+            header = self._header
+            self._moved_table_from = (header.refcount_table_offset, header.refcount_table_clusters)
+            outdated = None
+        else:
+            outdated = (self._header.refcount_table_offset, self._header.refcount_table_clusters)
+        self.table.extend(array("Q", bytes(8 * (clusters * entries_a_cluster - len(self.table)))))
+        self._header.refcount_table_clusters = clusters
+        self._header.refcount_table_offset = self.allocate(clusters) * self.cluster_bytes
+        if outdated is not None:
+            self._release(*outdated)
+
+    def _release(self, offset: int, clusters: int) -> None:
+        first = offset // self.cluster_bytes
+        for cluster in range(first, first + clusters):
+            self.add(cluster, -1)
+
+    # Writing back ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether there is anything to write back."""
+        return bool(self._dirty_blocks or self._dirty_table or self._moved_table_from)
+
+    def write_back(self) -> None:
+        """Write blocks, then the table, then the header where the table moved, each once what it points to is safe."""
+        storage = self._storage
+        for index in sorted(self._dirty_blocks):
+            storage.write(self.table[index] & _OFFSET_MASK, pack_counts(self._blocks[index], self._bits))
+        if self._dirty_blocks:
+            storage.flush()
+        self._dirty_blocks.clear()
+        if self._moved_table_from is not None:
+            storage.write(self._header.refcount_table_offset, store_big_endian(self.table))
+            storage.flush()
+            self._header.write_fields(storage)
+            storage.flush()
+            moved, self._moved_table_from = self._moved_table_from, None
+            self._dirty_table.clear()
+            self._release(*moved)
+        elif self._dirty_table:
+            for index in sorted(self._dirty_table):
+                storage.write(self._header.refcount_table_offset + 8 * index, self.table[index].to_bytes(8, "big"))
+            self._dirty_table.clear()
+            storage.flush()
