@@ -1,0 +1,406 @@
+"""`SparseExtent`: a hosted or COWD sparse extent, by its grain directory and grain tables.
+
+Tables are read when they are first needed and kept in bounded memory. A flush brings data to the disk before the
+tables that name it, the redundant tables before the others, and new tables before the directory that names them: a
+kill at any point leaks grains at worst.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from vdisk.block.device import BlockDevice, StorageDevice
+from vdisk.block.extent import Encoded, Extent, Kind
+from vdisk.errors import Corrupt, StorageError
+from vdisk.formats.runs import runs_of
+from vdisk.formats.vmdk import structs
+from vdisk.formats.vmdk.header import SparseLayout
+from vdisk.formats.vmdk.structs import SECTOR_BYTES
+from vdisk.storage.base import Storage
+
+if TYPE_CHECKING:
+    import numpy
+
+ZERO_GRAIN = 1
+"""The entry of a grain that reads as zeros, where the header's flag allows it."""
+
+_TABLES_KEPT_BYTES = 16 << 20
+_SURVEY_TABLE_BYTES = 1 << 20
+_LAST_SECTOR = (1 << 32) - 1
+
+_DATA = Kind.DATA
+_ZERO = Kind.ZERO
+_UNALLOCATED = Kind.UNALLOCATED
+
+
+def longest_deflated(length: int) -> int:
+    """Bytes that zlib's stream of `length` bytes takes at most."""
+    return length + (length >> 12) + (length >> 14) + (length >> 25) + 64
+
+
+class SparseExtent(StorageDevice):
+    """The grains of one extent file, offsets counted from the extent's start. Owns its storage."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        layout: SparseLayout,
+        *,
+        writable: bool = False,
+        backing: BlockDevice | None = None,
+    ) -> None:
+        super().__init__(
+            storage, layout.capacity_bytes, block_size=layout.grain_bytes, writable=writable, backing=backing
+        )
+        self.layout = layout
+        self._grain_bytes = layout.grain_bytes
+        self._entries_per_table = layout.entries_per_table
+        self._directory = self._read_directory(layout.directory_sector)
+        self._redundant: array[int] | None = None  # read when something is written
+        self._tables: dict[int, array[int]] = {}
+        self._most_tables = max(16, _TABLES_KEPT_BYTES // (4 * layout.entries_per_table))
+        self._dirty: set[int] = set()
+        self._new_tables: set[int] = set()
+        self._end_sector = -(-storage.size // SECTOR_BYTES)
+
+    # Tables ----------------------------------------------------------------------------------------------------
+
+    def _read_directory(self, sector: int) -> array[int]:
+        return _entries(self.storage.read(sector * SECTOR_BYTES, self.layout.directory_entries * 4))
+
+    def _load(self, index: int) -> array[int]:
+        """Grain table `index`, from the file; all zeros where the directory has none."""
+        sector = self._directory[index]
+        if sector == 0:
+            table = array("I", bytes(4 * self._entries_per_table))
+        else:
+            table = _entries(self._read_table(index, sector))
+        with self._lock:
+            kept = self._tables.get(index)
+            if kept is not None:
+                return kept
+            if len(self._tables) >= self._most_tables:
+                self._forget_tables()
+            self._tables[index] = table
+        return table
+
+    def _read_table(self, index: int, sector: int) -> bytes:
+        raw = self.storage.read(sector * SECTOR_BYTES, 4 * self._entries_per_table)
+        if len(raw) < 4 * self._entries_per_table:
+            raise Corrupt(
+                self.name,
+                f"grain directory entry {index}",
+                expected=f"a grain table inside the file of {self.storage.size} bytes",
+                found=f"sector {sector}",
+            )
+        return raw
+
+    def _forget_tables(self) -> None:
+        """Drop the older half of the clean tables; called under the lock."""
+        clean = [index for index in self._tables if index not in self._dirty]
+        if len(clean) <= len(self._tables) // 2:
+            self._write_tables()
+            clean = list(self._tables)
+        for index in clean[: max(1, len(clean) // 2)]:
+            del self._tables[index]
+
+    # Reading ---------------------------------------------------------------------------------------------------
+
+    def _extents(self, offset: int, length: int) -> Iterable[Extent]:
+        grain, inside = divmod(offset, self._grain_bytes)
+        if inside + length > self._grain_bytes:
+            return self._many(offset, length)
+        index, slot = divmod(grain, self._entries_per_table)
+        table = self._tables.get(index) or self._load(index)
+        entry = table[slot]
+        if entry == 0:
+            return (Extent(offset, length, _UNALLOCATED),)
+        return (self._extent(offset, length, entry, inside),)
+
+    def _many(self, offset: int, length: int) -> Iterator[Extent]:
+        """The grains of a range table by table, neighbours joined."""
+        grain_bytes, per_table = self._grain_bytes, self._entries_per_table
+        end = offset + length
+        grain, last = offset // grain_bytes, -(-end // grain_bytes)
+        while grain < last:
+            index, slot = divmod(grain, per_table)
+            count = min(per_table - slot, last - grain)
+            table = self._tables.get(index) or self._load(index)
+            yield from self._runs(table, slot, count, grain - slot, offset, end)
+            grain += count
+
+    def _runs(
+        self, table: array[int] | numpy.ndarray, slot: int, count: int, base: int, offset: int, end: int
+    ) -> Iterator[Extent]:
+        """The extents of `count` entries from `slot`, clipped to [offset, end); slot 0 is grain `base`."""
+        grain_bytes, grain_sectors = self._grain_bytes, self.layout.grain_sectors
+        for first, run, entry in runs_of(table, slot, count, grain_sectors, 0, ZERO_GRAIN):  # type: ignore[arg-type]
+            guest = (base + first) * grain_bytes
+            start, stop = max(offset, guest), min(end, guest + run * grain_bytes)
+            if entry == 0:
+                yield Extent(start, stop - start, _UNALLOCATED)
+            elif run == 1 or not self.layout.is_compressed or entry == ZERO_GRAIN:
+                yield self._extent(start, stop - start, entry, start - guest)
+            else:
+                for grain in range(run):
+                    at = guest + grain * grain_bytes
+                    start, stop = max(offset, at), min(end, at + grain_bytes)
+                    yield self._extent(start, stop - start, entry + grain * grain_sectors, start - at)
+
+    def _extent(self, start: int, length: int, entry: int, inside: int) -> Extent:
+        """The extent of a grain's, or a run's, entry other than 0."""
+        if entry == ZERO_GRAIN and self.layout.has_zero_grains:
+            return Extent(start, length, _ZERO)
+        if self.layout.is_compressed:
+            if not ZERO_GRAIN < entry < self._end_sector:
+                self._check_entry(entry, start)
+            return self._encoded(start, length, entry, inside)
+        host = entry * SECTOR_BYTES + inside
+        if entry == ZERO_GRAIN or host + length > self._end_sector * SECTOR_BYTES:
+            self._check_entry(entry, start)
+            if host + length > self.storage.size:
+                raise Corrupt(
+                    self.name,
+                    f"grain of guest offset {start}",
+                    expected=f"{length} bytes at {host}",
+                    found=f"a file of {self.storage.size} bytes: it may be cut short",
+                )
+        return Extent(start, length, _DATA, self.storage, host)
+
+    def _check_entry(self, entry: int, start: int) -> None:
+        if not ZERO_GRAIN < entry < self._end_sector:
+            raise Corrupt(
+                self.name,
+                f"grain table entry of guest offset {start}",
+                expected=f"a sector inside the file of {self._end_sector} sectors",
+                found=entry,
+            )
+
+    def _encoded(self, start: int, length: int, entry: int, inside: int) -> Extent:
+        host = entry * SECTOR_BYTES
+        unit_start = start - inside
+        host_length = longest_deflated(self._grain_bytes)
+        if self.layout.has_markers:
+            marker = self.storage.read(host, structs.GRAIN_MARKER_BYTES)
+            host += structs.GRAIN_MARKER_BYTES
+            found = int.from_bytes(marker[8:12], "little")
+            if not 0 < found <= 2 * host_length:
+                raise Corrupt(
+                    self.name,
+                    f"grain marker of guest offset {start}: size",
+                    expected=f"1 to {2 * host_length}",
+                    found=found,
+                )
+            host_length = found
+        # The last grain may have been compressed whole, or only as far as the disk goes.
+        unit_length = min(self._grain_bytes, self.size - unit_start)
+        encoded = Encoded("zlib", host, host_length, unit_start, unit_length)
+        return Extent(start, length, Kind.ENCODED, self.storage, host, encoded=encoded)
+
+    def _survey(self, offset: int, length: int) -> Iterator[Extent]:
+        """The map of a range, by whole stretches of tables; the file's holes hold no entries and are not read."""
+        span = self._grain_bytes * self._entries_per_table
+        if length < span:
+            yield from self._many(offset, length)
+            return
+        end = offset + length
+        index, last = offset // span, -(-end // span)
+        most = max(1, _SURVEY_TABLE_BYTES // (4 * self._entries_per_table))
+        while index < last:
+            count = self._neighbours(index, min(last - index, 64 * most))
+            start, stop = max(offset, index * span), min(end, (index + count) * span)
+            if self._directory[index] == 0 and not self._touches_new(index, count):
+                yield Extent(start, stop - start, _UNALLOCATED)
+            else:
+                yield from self._survey_tables(index, count, most, start, stop)
+            index += count
+
+    def _neighbours(self, index: int, most: int) -> int:
+        """How many tables from `index` on are all missing, or lie one behind the other in the file."""
+        import numpy
+
+        entries = numpy.frombuffer(self._directory, dtype=numpy.uint32)[index : index + most].astype(numpy.int64)
+        step = 0 if entries[0] == 0 else self.layout.table_sectors
+        breaks = numpy.flatnonzero(numpy.diff(entries) != step)
+        return int(breaks[0]) + 1 if len(breaks) else len(entries)
+
+    def _touches_new(self, index: int, count: int) -> bool:
+        return any(index <= new < index + count for new in self._new_tables)
+
+    def _survey_tables(self, index: int, count: int, most: int, offset: int, end: int) -> Iterator[Extent]:
+        """`_survey` of `count` neighbouring tables from `index`."""
+        per_table = self._entries_per_table
+        table_bytes = self.layout.table_sectors * SECTOR_BYTES
+        at = self._directory[index] * SECTOR_BYTES
+        if at == 0 or table_bytes != 4 * per_table or any(index <= i < index + count for i in self._dirty):
+            yield from self._many(offset, end - offset)
+            return
+        self._read_table(index + count - 1, self._directory[index + count - 1])  # the last one lies inside the file
+        import numpy
+
+        for start, length, is_data in self.storage.segments(at, count * table_bytes):
+            # Entries, not tables: a hole may begin inside a table.
+            first, stop = (start - at) // 4, (start - at + length) // 4
+            base = index * per_table
+            if not is_data:
+                guest = max(offset, (base + first) * self._grain_bytes)
+                guest_end = min(end, (base + stop) * self._grain_bytes)
+                if guest < guest_end:
+                    yield Extent(guest, guest_end - guest, _UNALLOCATED)
+                continue
+            for piece in range(first, stop, most * per_table):
+                piece_count = min(most * per_table, stop - piece)
+                guest = (base + piece) * self._grain_bytes
+                if guest >= end:
+                    return
+                if guest + piece_count * self._grain_bytes <= offset:
+                    continue
+                entries = numpy.frombuffer(self.storage.read(at + 4 * piece, 4 * piece_count), dtype="<u4")
+                skip = max(0, (offset - guest) // self._grain_bytes)
+                keep = min(piece_count, -(-(end - guest) // self._grain_bytes))
+                yield from self._runs(entries, skip, keep - skip, base + piece, offset, end)
+
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def _begin_write(self) -> None:
+        layout = self.layout
+        if layout.redundant_directory_sector is not None and self._redundant is None:
+            end = layout.redundant_directory_sector * SECTOR_BYTES + layout.directory_entries * 4
+            if end > self.storage.size:
+                raise Corrupt(
+                    self.name,
+                    "header: rgdOffset",
+                    expected=f"a directory inside the file of {self.storage.size} bytes",
+                    found=f"sector {layout.redundant_directory_sector}",
+                )
+            self._redundant = self._read_directory(layout.redundant_directory_sector)
+        self._mark_unclean(True)
+        self._end_sector = max(self._end_sector, layout.overhead_sectors, layout.free_sector)
+        self._end_sector = -(-self._end_sector // layout.grain_sectors) * layout.grain_sectors
+
+    def _mark_unclean(self, is_unclean: bool) -> None:
+        if self.layout.kind == "cowd":
+            self.storage.write(structs.COWD_UNCLEAN_SHUTDOWN_OFFSET, int(is_unclean).to_bytes(4, "little"))
+        else:
+            self.storage.write(structs.UNCLEAN_SHUTDOWN_OFFSET, bytes([is_unclean]))
+
+    def _place(self, offset: int, data: memoryview) -> None:
+        layout = self.layout
+        count = -(-len(data) // self._grain_bytes)
+        sector = self._take_sectors(count * layout.grain_sectors)
+        self.storage.write(sector * SECTOR_BYTES, data)
+        if len(data) < count * self._grain_bytes:  # the disk ends inside its last grain; the file does not
+            self.storage.write((sector + count * layout.grain_sectors) * SECTOR_BYTES - 1, b"\0")
+        grain = offset // self._grain_bytes
+        for step in range(count):
+            self._set(grain + step, sector + step * layout.grain_sectors)
+
+    def _take_sectors(self, count: int) -> int:
+        """Room at the end of the file."""
+        sector = self._end_sector
+        if sector + count > _LAST_SECTOR:
+            raise StorageError(self.name, "write", "a sparse extent's file cannot grow past 2 TiB")
+        self._end_sector = sector + count
+        return sector
+
+    def _set(self, grain: int, entry: int) -> None:
+        index, slot = divmod(grain, self._entries_per_table)
+        table = self._tables.get(index) or self._load(index)
+        table[slot] = entry
+        self._dirty.add(index)
+        if self._directory[index] == 0:
+            self._new_tables.add(index)
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> bool:
+        can_mark = self.layout.has_zero_grains
+        for grain in range(offset // self._grain_bytes, -(-(offset + length) // self._grain_bytes)):
+            index, slot = divmod(grain, self._entries_per_table)
+            entry = (self._tables.get(index) or self._load(index))[slot]
+            if entry == ZERO_GRAIN and can_mark:
+                continue
+            if entry != 0:
+                self._check_entry(entry, grain * self._grain_bytes)
+                self.storage.zero(entry * SECTOR_BYTES, self._grain_bytes, unmap=unmap)
+            elif self.backing is not None:
+                if not can_mark:
+                    return False
+                self._set(grain, ZERO_GRAIN)
+        return True
+
+    def _discard(self, offset: int, length: int) -> None:
+        for grain in range(offset // self._grain_bytes, -(-(offset + length) // self._grain_bytes)):
+            index, slot = divmod(grain, self._entries_per_table)
+            entry = (self._tables.get(index) or self._load(index))[slot]
+            if ZERO_GRAIN < entry < self._end_sector:
+                self.storage.zero(entry * SECTOR_BYTES, self._grain_bytes, unmap=True)
+
+    def _flush(self) -> None:
+        self._write_tables()
+        self.storage.flush()
+
+    def _write_tables(self) -> None:
+        """Bring the changed tables to the file, once the data that they name is safe."""
+        if not self._dirty:
+            return
+        self.storage.flush()
+        moved = sorted(self._new_tables)
+        for index in moved:
+            self._directory[index] = self._take_sectors(self.layout.table_sectors)
+            if self._redundant is not None:
+                self._redundant[index] = self._take_sectors(self.layout.table_sectors)
+        for directory in (self._redundant, self._directory):
+            if directory is not None:
+                for index in sorted(self._dirty):
+                    if directory[index]:
+                        self._write_table(directory[index], self._tables[index])
+        if moved:
+            self.storage.flush()
+            first, last = moved[0], moved[-1] + 1
+            for sector, directory in (
+                (self.layout.redundant_directory_sector, self._redundant),
+                (self.layout.directory_sector, self._directory),
+            ):
+                if directory is not None:
+                    assert sector is not None
+                    self.storage.write(sector * SECTOR_BYTES + 4 * first, entry_bytes(directory[first:last]))
+            # What follows the tables is data, which is to lie on a grain's edge.
+            grain_sectors = self.layout.grain_sectors
+            self._end_sector = -(-self._end_sector // grain_sectors) * grain_sectors
+        if self.layout.kind == "cowd":
+            self.storage.write(
+                structs.COWD_FREE_SECTOR_OFFSET, min(self._end_sector, _LAST_SECTOR).to_bytes(4, "little")
+            )
+        self._dirty.clear()
+        self._new_tables.clear()
+
+    def _write_table(self, sector: int, table: array[int]) -> None:
+        raw = entry_bytes(table)
+        self.storage.write(sector * SECTOR_BYTES, raw.ljust(self.layout.table_sectors * SECTOR_BYTES, b"\0"))
+
+    def _close(self) -> None:
+        try:
+            if self._has_begun and not self._dirty:
+                self._mark_unclean(False)
+        finally:
+            self.storage.close()
+
+
+def _entries(raw: bytes) -> array[int]:
+    """A directory or table, as numbers."""
+    table = array("I")
+    assert table.itemsize == 4
+    table.frombytes(raw)
+    if sys.byteorder == "big":
+        table.byteswap()
+    return table
+
+
+def entry_bytes(table: array[int]) -> bytes:
+    """A directory or table, as it stands in a file."""
+    if sys.byteorder == "big":
+        table = table[:]
+        table.byteswap()
+    return table.tobytes()
