@@ -68,6 +68,7 @@ FORMATS: tuple[Format, ...] = (
     Format("vmdk", "VMware virtual disk", (".vmdk",), "image:VmdkImage", "create:VmdkWriter"),
     Format("vdi", "VirtualBox disk image", (".vdi",), "image:VdiImage", "create:VdiWriter"),
     Format("vhd", "Microsoft virtual hard disk", (".vhd", ".vpc"), "image:VhdImage", "create:VhdWriter", ("vpc",)),
+    Format("vhdx", "Microsoft virtual hard disk, version 2", (".vhdx",), "image:VhdxImage", "create:VhdxWriter"),
     Format(
         "raw",
         "bytes as they are",
