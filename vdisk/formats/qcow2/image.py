@@ -345,14 +345,8 @@ def _run_ends(table: array[int], first: int, end: int, cluster_bytes: int, zero_
         entry = table[first]
         for index in range(first + 1, end):
             after = table[index]
-            if entry & COMPRESSED or entry & zero_flag or not entry & OFFSET_MASK:
-                same = (after & COMPRESSED) == (entry & COMPRESSED) and (
-                    bool(entry & COMPRESSED)
-                    or (
-                        (after & zero_flag) == (entry & zero_flag)
-                        and (bool(entry & zero_flag) or not after & OFFSET_MASK)
-                    )
-                )
+            if _mark(entry, zero_flag):
+                same = _mark(after, zero_flag) == _mark(entry, zero_flag)
             else:
                 same = after == entry + cluster_bytes
             if not same:
@@ -370,6 +364,15 @@ def _run_ends(table: array[int], first: int, end: int, cluster_bytes: int, zero_
     goes_on = (kind[1:] == kind[:-1]) & (~data[1:] | (numpy.diff(entries) == cluster_bytes))
     breaks: list[int] = (numpy.flatnonzero(~goes_on) + first + 1).tolist()
     return [*breaks, end]
+
+
+def _mark(entry: int, zero_flag: int) -> int:
+    """What an entry says beside a plain host offset: 0 for data, else compressed, zero or empty."""
+    if entry & COMPRESSED:
+        return 1
+    if entry & zero_flag:
+        return 2
+    return 0 if entry & OFFSET_MASK else 3
 
 
 def _open_backing(name: str, format: str | None, storage: Storage, request: OpenRequest) -> BlockDevice:

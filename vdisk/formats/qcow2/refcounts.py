@@ -141,9 +141,9 @@ class Refcounts:
         """Find `count` free host clusters in a row and count each as used once; returns the first's index."""
         while True:
             first = self._find_free(count)
-            # Counting may itself take clusters for refcount blocks: those first, then look whether the run is still free.
+            # Counting may itself take clusters, for refcount blocks: those first, outside the run, then look again.
             for block_index in range(first // self.block_entries, (first + count - 1) // self.block_entries + 1):
-                self._ensure_block(block_index)
+                self._ensure_block(block_index, first + count)
             if self._is_free(first, count):
                 break
         for block_index in range(first // self.block_entries, (first + count - 1) // self.block_entries + 1):
@@ -191,32 +191,33 @@ class Refcounts:
             run_start, run = cluster, 0
         return run_start
 
-    def _ensure_block(self, block_index: int) -> array[int]:
-        """The counts of a stretch of the file; a new refcount block where there is none yet."""
+    def _ensure_block(self, block_index: int, keep_free_to: int = 0) -> array[int]:
+        """The counts of a stretch of the file; where there are none, a new block behind cluster `keep_free_to`."""
         block = self._block(block_index)
         if block is not None:
             return block
         if block_index >= len(self.table):
             self._grow_table(block_index)
-            block = self._block(block_index)
-            if block is not None:
-                return block
-        # The new block counts itself: it is the first cluster that it covers behind the end of the file.
-        first = block_index * self.block_entries
-        own = max(first, -(-self._storage.size // self.cluster_bytes))
-        if own >= first + self.block_entries:
+            return self._ensure_block(block_index, keep_free_to)
+        first, end_of_file = block_index * self.block_entries, -(-self._storage.size // self.cluster_bytes)
+        if end_of_file >= first + self.block_entries:
             raise Corrupt(
                 self._storage.name,
                 f"refcount table entry {block_index}",
                 "clusters of the file are not counted; vdisk check --repair all counts them",
             )
+        own = max(first, end_of_file, keep_free_to)
+        if own // self.block_entries != block_index:
+            self._ensure_block(own // self.block_entries, keep_free_to)
+            while self.get(own):
+                own += 1
         typecode = _TYPECODES.get(self._bits, "B")
         block = array(typecode, bytes(self.block_entries * array(typecode).itemsize))
-        block[own - first] = 1
         self._blocks[block_index] = block
         self._dirty_blocks.add(block_index)
         self.table[block_index] = own * self.cluster_bytes
         self._dirty_table.add(block_index)
+        self.add(own, 1)  # mostly the new block counts itself
         return block
 
     def _grow_table(self, block_index: int) -> None:
@@ -268,6 +269,7 @@ class Refcounts:
             moved, self._moved_table_from = self._moved_table_from, None
             self._dirty_table.clear()
             self._release(*moved)
+            self.write_back()
         elif self._dirty_table:
             for index in sorted(self._dirty_table):
                 storage.write(self._header.refcount_table_offset + 8 * index, self.table[index].to_bytes(8, "big"))
