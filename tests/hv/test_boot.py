@@ -134,6 +134,24 @@ again:
     assert result.ok
 
 
+def test_keys_can_wait_for_a_text():
+    ask = """
+    mov si, text
+    call print
+    xor ax, ax
+    int 16h
+    mov dx, 3F8h
+    out dx, al
+    mov si, text
+    call print
+    call stop
+text: db "ready? ", 0
+"""
+    disk = guest("mov cx, 0FFFFh\nspin: loop spin\n" + ask)
+    result = boot(disk, keys="<expect ready?>y", expect="ready? yready?", timeout=20)
+    assert result.ok
+
+
 def test_the_timer_ticks():
     wait = """
     mov ah, 0

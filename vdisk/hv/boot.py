@@ -361,7 +361,7 @@ def boot(
                 if not watcher.ok and machine.stop is not None:
                     watcher.has_stopped(machine.stop, machine.resets)
                 break
-            if watcher.look():
+            if watcher.look() and not (machine.is_typing and watcher.kind == "login prompt"):
                 break
             if time.monotonic() >= deadline:
                 watcher.has_timed_out(timeout)

@@ -1,7 +1,7 @@
 """The US keyboard: characters and key names to scan codes (set 1), and back for the firmware.
 
 `parse_keys` reads what a user writes after `--keys`: text with the escapes of C (`\\n`, `\\t`, `\\e`, `\\xHH`), and
-names in angle brackets: `<up>`, `<f12>`, `<ctrl-alt-del>`, `<wait 2>` (seconds).
+names in angle brackets: `<up>`, `<f12>`, `<ctrl-alt-del>`, `<wait 2>` (seconds), `<expect login:>` (wait for a text).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ for _first, _row in _SHIFT_ROWS:
         BIOS_CODES[_first + _index] = (BIOS_CODES[_first + _index][0], ord(_character))
 
 _ESCAPES = {"n": "\n", "r": "\n", "t": "\t", "e": "\x1b", "b": "\b", "\\": "\\", "<": "<"}
-_TOKEN = re.compile(r"\\x([0-9a-fA-F]{2})|\\(.)|<([a-z0-9. -]+)>|(.)", re.DOTALL | re.IGNORECASE)
+_TOKEN = re.compile(r"\\x([0-9a-fA-F]{2})|\\(.)|<((?:expect [^<>]+)|[a-z0-9. -]+)>|(.)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class Stroke:
     scan: bytes
     text: bytes
     wait_seconds: float = 0.0
+    wait_text: str = ""
+    """Not before this is on the console, below what was there at the stroke before."""
 
 
 _TERMINAL = {
@@ -116,6 +118,8 @@ def stroke_of(character: str) -> Stroke:
 
 
 def _named_stroke(name: str) -> Stroke:
+    if name[:7].lower() == "expect " and name[7:].strip():
+        return Stroke(b"", b"", wait_text=name[7:].strip())
     name = name.strip().lower()
     if name.startswith("wait "):
         try:

@@ -35,6 +35,7 @@ from vdisk.hv.profiles import DEFAULT_PROFILE, Controller, Profile, find_profile
 TICK_SECONDS = 0.02
 SERIAL_KEPT_BYTES = 1 << 20
 _STROKE_GAP_SECONDS = 0.03
+_TEXT_LOOK_SECONDS = 0.2
 
 
 class Machine:
@@ -95,6 +96,7 @@ class Machine:
         self._strokes: deque[Stroke] = deque()
         self._next_stroke_at = 0.0
         self._keys_to_serial = False
+        self._serial_awaited = 0
         self._counts: list[ExitCounts] = []
 
     def _protect(self, device: BlockDevice) -> Overlay:
@@ -281,12 +283,24 @@ class Machine:
                     return
             elif not board.keyboard.is_quiet:
                 return
-            stroke = self._strokes.popleft()
+            stroke = self._strokes[0]
+            if stroke.wait_text and not self._has_come(stroke.wait_text):
+                self._next_stroke_at = now + _TEXT_LOOK_SECONDS
+                return
+            self._strokes.popleft()
             if self._keys_to_serial:
                 board.serial.receive(stroke.text)
             else:
                 board.keyboard.press(stroke.scan)
         self._next_stroke_at = now + max(stroke.wait_seconds, _STROKE_GAP_SECONDS)
+
+    def _has_come(self, text: str) -> bool:
+        """Whether `text` is on the screen, or has come by the serial port since the last text waited for."""
+        fresh = min(self.serial_bytes - self._serial_awaited, len(self.serial))
+        if text in self.screen_text() or (fresh and text.encode() in self.serial[-fresh:]):
+            self._serial_awaited = self.serial_bytes
+            return True
+        return False
 
     # What the guest sends --------------------------------------------------------------------------------------
 
