@@ -65,6 +65,7 @@ def _grow(image: VhdxImage, size: int) -> None:
     # What the last block held behind the old end, and what a longer parent would show.
     image.write_zeroes(old_size, size - old_size)
     image.settle()
+    _release(image)
 
 
 def _clear_entries_behind(image: VhdxImage, first: int, size: int) -> None:
@@ -200,3 +201,4 @@ def _drop_parent(image: VhdxImage) -> None:
         if image.table.bitmap(chunk):
             image.table.set_bitmap(chunk, 0)
     image.settle()
+    _release(image)
