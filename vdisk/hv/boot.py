@@ -27,6 +27,7 @@ _TAIL_BYTES = 16384
 _FAILURE_TAIL_BYTES = 4096
 _FAILURE_SETTLES_SECONDS = 3.0
 _PANIC_SETTLES_SECONDS = 0.5
+_TYPED_SETTLES_SECONDS = 5.0
 _STANDSTILL_SECONDS = 4.0
 _IDLE_LOOK_SECONDS = 1.0
 _LOOP_SECONDS = 60.0
@@ -147,6 +148,11 @@ class Watcher:
         """The furthest one so far."""
         return max(self.evidence, default=Stage.NOTHING)
 
+    @property
+    def quiet_seconds(self) -> float:
+        """How long nothing has changed."""
+        return self._now() - self._changed_at
+
     def _reach(self, stage: Stage, sign: str) -> None:
         if stage not in self.evidence:
             self.evidence[stage] = sign
@@ -197,7 +203,7 @@ class Watcher:
             self._reach(Stage.KERNEL, f"code in the kernel's half of memory, at {sample.rip:#x}")
 
     def _has_failed(self, now: float) -> bool:
-        quiet = now - self._changed_at
+        quiet = self.quiet_seconds
         if quiet < _PANIC_SETTLES_SECONDS:
             return False
         serial = plain_text(self._guest.serial_tail(_FAILURE_TAIL_BYTES))
@@ -361,8 +367,11 @@ def boot(
                 if not watcher.ok and machine.stop is not None:
                     watcher.has_stopped(machine.stop, machine.resets)
                 break
-            if watcher.look() and not (machine.is_typing and watcher.kind == "login prompt"):
-                break
+            if watcher.look():
+                # What was typed at a login prompt is to have its effect, a command or a power-off.
+                is_at_work = machine.is_typing or watcher.quiet_seconds < _TYPED_SETTLES_SECONDS
+                if not (keys and is_at_work and watcher.kind == "login prompt"):
+                    break
             if time.monotonic() >= deadline:
                 watcher.has_timed_out(timeout)
                 break

@@ -1,0 +1,1 @@
+"""Shows a disk to other programs."""
