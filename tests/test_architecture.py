@@ -20,7 +20,7 @@ FLOORS = (
     {"storage"},
     {"block"},
     {"formats", "hv"},
-    {"convert", "inspect", "maintain", "compat", "serve", "ova"},
+    {"converter", "inspect", "maintain", "compat", "serve", "ova"},
     {"cli"},
 )
 FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in parts}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vdisk.block.filters import ReadOnly as ReadOnly
     from vdisk.block.filters import Window as Window
     from vdisk.block.overlay import Overlay as Overlay
+    from vdisk.converter import convert as convert
     from vdisk.errors import Corrupt as Corrupt
     from vdisk.errors import HypervisorError as HypervisorError
     from vdisk.errors import ImageError as ImageError
@@ -44,6 +45,7 @@ _HOME_OF = {
     "Overlay": "vdisk.block.overlay",
     "ReadOnly": "vdisk.block.filters",
     "Window": "vdisk.block.filters",
+    "convert": "vdisk.converter",
     "create": "vdisk.formats",
     "open": "vdisk.formats",
     "probe": "vdisk.formats",

@@ -99,3 +99,20 @@ def _encode_zstd(data: bytes | memoryview, level: int) -> bytes:
         encoder = encoders[level] = zstandard.ZstdCompressor(level=level)
     unit: bytes = encoder.compress(data)
     return unit
+
+
+ZLIB_HEADER = b"\x48\x89"
+"""A zlib stream's first two bytes for a window of 4 KiB and fast compression (RFC 1950)."""
+
+
+def trimmed_deflate(data: bytes) -> bytes:
+    """A deflate stream without what follows it; `data` is known to decode."""
+    stream = zlib.decompressobj(-15)
+    stream.decompress(data)
+    return data[: len(data) - len(stream.unused_data)]
+
+
+def deflate_of_zlib(data: bytes) -> bytes | None:
+    """The deflate stream inside a zlib stream that is known to decode, or None when its window is above 4 KiB."""
+    window_bits = (data[0] >> 4) + 8
+    return None if window_bits > DEFLATE_WINDOW_BITS else trimmed_deflate(data[2:])
