@@ -309,7 +309,7 @@ class VhdxImage(StorageDevice, Image):
         places = survey_places(self)
         places.refuse_overlaps(self.name)
         self.begin_session(of_data=of_data)
-        self._gaps = places.gaps(self._block_bytes)
+        self._gaps = places.gaps(self._block_bytes, MIB)
 
     def begin_session(self, *, of_data: bool) -> None:
         """What `begin_change` does, whatever the table is like: for a repair of it."""
