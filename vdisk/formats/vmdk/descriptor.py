@@ -16,8 +16,8 @@ from vdisk.formats.vmdk.structs import SECTOR_BYTES
 NO_PARENT = 0xFFFFFFFF
 """The parentCID of a disk that has none."""
 
-LONGEST_DESCRIPTOR_BYTES = 16 << 20
-"""Room for the extent lines of a disk of 62 TB in files of 2 GiB, several times over."""
+LONGEST_DESCRIPTOR_BYTES = 8 << 20
+"""Room for the extent lines of a disk of 62 TB in files of 2 GiB, twice over."""
 
 ACCESSES = ("RW", "RDONLY", "NOACCESS")
 EXTENT_TYPES = ("SPARSE", "FLAT", "ZERO", "VMFS", "VMFSSPARSE", "VMFSRDM", "VMFSRAW", "SESPARSE")
@@ -84,7 +84,9 @@ class Descriptor:
     """parentFileNameHint."""
     extents: list[ExtentLine] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
-    """All `name = value` lines, names in lower case, quotes taken off."""
+    """All `name = value` lines, names in lower case, quotes taken off; the first of several counts."""
+    ddb: dict[str, str] = field(default_factory=dict)
+    """The disk data base: names as they are written, without "ddb."."""
 
     @classmethod
     def parse(cls, raw: bytes, file: str) -> Self:
@@ -111,7 +113,10 @@ class Descriptor:
         assignment = _ASSIGNMENT.fullmatch(line)
         if assignment is not None:
             name, value = assignment.groups()
-            self.values.setdefault(name.lower(), value.strip().strip('"'))
+            value = value.strip().strip('"')
+            if name.lower() not in self.values and name.lower().startswith("ddb."):
+                self.ddb[name[4:]] = value
+            self.values.setdefault(name.lower(), value)
 
     def _check(self, file: str) -> None:
         version = self.values.get("version", "1")

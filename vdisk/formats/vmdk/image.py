@@ -94,10 +94,8 @@ class VmdkImage(Image):
             "create-type": self.create_type,
             "extents": [self._describe_part(part) for part in self.parts],
         }
-        if descriptor is not None:
-            ddb = {name[4:]: value for name, value in descriptor.values.items() if name.startswith("ddb.")}
-            if ddb:
-                specific["ddb"] = ddb
+        if descriptor is not None and descriptor.ddb:
+            specific["ddb"] = dict(descriptor.ddb)
         notes = list(self.source.notes)
         is_unclean = any(extent.layout.unclean_shutdown for extent in sparse)
         if is_unclean:
