@@ -1,1 +1,0 @@
-"""Converting: a plan of steps with known totals, and the engine that carries it out."""
