@@ -286,6 +286,20 @@ def test_events_and_task_management_are_answered(mpt: Mpt) -> None:
     assert mpt.message(bytes((0, 0, 0, 0x1A)) + bytes(8))[0x0E:0x10] == b"\x01\0"
 
 
+def test_task_management_by_doorbell_is_answered_by_a_frame(mpt: Mpt) -> None:
+    message = bytes((0, 0, 0, 1, 0, 4)) + bytes(2) + struct.pack("<I", 0x99) + bytes(40)
+    mpt.reg(DOORBELL, 0x42 << 24 | len(message) // 4 << 16)
+    mpt.take_interrupt()
+    for (word,) in struct.iter_unpack("<I", message):
+        mpt.reg(DOORBELL, word)
+    mpt.take_interrupt()
+    assert not mpt.reg(DOORBELL) & 0x08000000
+    [reply] = mpt.replies()
+    assert isinstance(reply, bytes)
+    assert (reply[3], reply[5]) == (1, 4)
+    assert reply[8:12] == struct.pack("<I", 0x99)
+
+
 def test_resets_by_message_and_by_the_diagnostic_register(mpt: Mpt) -> None:
     mpt.reg(DOORBELL, 0x40 << 24)
     assert mpt.state == READY

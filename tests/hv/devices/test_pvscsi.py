@@ -125,7 +125,7 @@ def test_the_ids_and_what_is_not_supported(disk: RamDisk) -> None:
     adapter = Adapter(ScsiDisk(disk))
     assert adapter.rig.config(3, 0) == 0x07C015AD
     assert not adapter.function.is_live
-    for command in (7, 8, 10, 2, 99):
+    for command in (8, 10, 2, 99):
         adapter.reg(0, command)
         assert adapter.reg(8) == 0xFFFFFFFF
         adapter.reg(4, 1)
@@ -213,6 +213,18 @@ def test_impossible_rings_are_refused(adapter: Adapter) -> None:
     adapter.state(0, 5000)
     adapter.reg(0x4018, 0)
     assert adapter.state(1) == 0
+
+
+def test_the_controllers_page_tells_how_many_targets_to_look_for(adapter: Adapter) -> None:
+    adapter.memory.write(DATA, struct.pack("<IHHH", 0, 0, 0x1A, 2))
+    adapter.command(7, struct.pack("<QQI4x", DATA, 0x2121 << 32, 0x1958))
+    assert adapter.memory.read(DATA + 6, 4) == struct.pack("<HH", 0x1A, 2)
+    adapter.command(7, struct.pack("<QQI4x", DATA, 0x2120 << 32, 0x1958))
+    page = adapter.memory.read(DATA, 480)
+    assert struct.unpack_from("<IHHH", page) == (0x1958, 120, 0, 0)
+    assert struct.unpack_from("<I", page, 472) == (16,)
+    adapter.command(7, struct.pack("<QQI4x", 1 << 40, 0x2120 << 32, 0x1958))
+    assert adapter.reg(8) == 0xFFFFFFFF
 
 
 def test_resets(adapter: Adapter) -> None:

@@ -22,6 +22,7 @@ _PORTS_BYTES, _MEMORY_BYTES = 256, 0x20000
 DOORBELL, WRITE_SEQUENCE, DIAGNOSTIC, INTERRUPT_STATUS, INTERRUPT_MASK = 0x00, 0x04, 0x08, 0x30, 0x34
 REQUEST_FIFO, REPLY_FIFO, HIGH_PRIORITY_FIFO = 0x40, 0x44, 0x48
 _READY, _OPERATIONAL, _FAULT = 0x10000000, 0x20000000, 0x40000000
+_BUS_FAULT = 0x8112
 _DOORBELL_ACTIVE = 0x08000000
 _KEYS = bytes((0x04, 0x0B, 0x02, 0x07, 0x0D))
 _WRITE_ENABLED, _WAS_RESET, _RESET_ADAPTER = 0x80, 0x20, 0x04
@@ -178,7 +179,7 @@ class Lsi53c1030(PciFunction):
                 message = struct.pack(f"<{len(self._received)}I", *self._received)
                 self._expected_words = 0
                 self._received = []
-                self._answer_by_doorbell(self._message(message))
+                self._handshaken(message)
             return
         function = value >> 24
         if function in (mpi.MESSAGE_UNIT_RESET, mpi.IO_UNIT_RESET):
@@ -191,6 +192,22 @@ class Lsi53c1030(PciFunction):
                 self._answer = None
                 self._expected_words = words
                 self._ring_doorbell()
+
+    def _handshaken(self, message: bytes) -> None:
+        """A message has come through the doorbell.
+
+        The answer to task management still takes the way of the reply frames: it may be needed when no request
+        frame is left, and its sender does not wait.
+        """
+        if message[3] != mpi.TASK_MANAGEMENT:
+            self._answer_by_doorbell(self._message(message))
+            return
+        self._answer_by_doorbell(b"")
+        try:
+            self._reply(self._message(message))
+        except HypervisorError:
+            self._state = _FAULT | _BUS_FAULT
+        self._update_irq()
 
     def _answer_by_doorbell(self, reply: bytes) -> None:
         """Give the reply 16 bits at a time, each announced and acknowledged by the doorbell interrupt."""
@@ -226,7 +243,7 @@ class Lsi53c1030(PciFunction):
             else:
                 self._reply(self._message(bytes(frame)))
         except HypervisorError:
-            self._state = _FAULT | 0x8112  # a bus fault while fetching a request
+            self._state = _FAULT | _BUS_FAULT
         self._update_irq()
 
     def _reply(self, reply: bytes) -> None:

@@ -13,15 +13,15 @@ from vdisk.errors import HypervisorError
 from vdisk.hv.devices import dma
 from vdisk.hv.devices.base import DmaMemory
 from vdisk.hv.devices.pci import Bar, PciFunction
-from vdisk.hv.devices.scsi import CHECK_CONDITION, ScsiTarget
+from vdisk.hv.devices.scsi import CHECK_CONDITION, GOOD, ScsiTarget
 
 VMWARE_PVSCSI = (0x15AD, 0x07C0)
 _REGISTERS_BYTES = 0x8000
 COMMAND, COMMAND_DATA, COMMAND_STATUS = 0x0000, 0x0004, 0x0008
 INTERRUPT_STATUS, INTERRUPT_MASK, KICK_OTHER, KICK_READ_WRITE = 0x100C, 0x2010, 0x3014, 0x4018
-ADAPTER_RESET, SETUP_RINGS, RESET_BUS, RESET_DEVICE, ABORT_COMMAND = 1, 3, 4, 5, 6
+ADAPTER_RESET, SETUP_RINGS, RESET_BUS, RESET_DEVICE, ABORT_COMMAND, CONFIG = 1, 3, 4, 5, 6, 7
 _NOT_SUPPORTED = 0xFFFFFFFF
-_ARGUMENT_WORDS = {ADAPTER_RESET: 0, SETUP_RINGS: 132, RESET_BUS: 0, RESET_DEVICE: 3, ABORT_COMMAND: 4}
+_ARGUMENT_WORDS = {ADAPTER_RESET: 0, SETUP_RINGS: 132, RESET_BUS: 0, RESET_DEVICE: 3, ABORT_COMMAND: 4, CONFIG: 6}
 _COMPLETED, _ALL_INTERRUPTS = 0x01, 0x0F
 _PAGE_BYTES, _MOST_PAGES = 4096, 32
 _REQUEST = struct.Struct("<QQQQII16sB8sBBBB")
@@ -29,6 +29,9 @@ _REQUEST_BYTES, _COMPLETION_BYTES = 128, 32
 _COMPLETION = struct.Struct("<QQIHHII")
 _ELEMENT = struct.Struct("<QII")
 _HAS_LIST, _CHAIN, _MOST_ELEMENTS = 0x01, 0x01, 4096
+_CONTROLLER_PAGE, _CONTROLLER_ADDRESS = 0x1958, 0x2120 << 32
+_CONTROLLER = struct.Struct("<IHHH6xQ128s128s64s64s64sI4x")
+_MOST_TARGETS = 16
 _HOST_OK, _HOST_NO_TARGET, _HOST_BAD_PARAMETER = 0x00, 0x11, 0x1A
 # Words of the state page.
 _REQUEST_PRODUCED, _REQUEST_CONSUMED, _REQUEST_LOG2, _DONE_PRODUCED, _DONE_CONSUMED, _DONE_LOG2 = range(6)
@@ -186,8 +189,23 @@ class Pvscsi(PciFunction):
                 found = self._target(arguments[0])
                 if found is not None:
                     found.reset()
+            case 7:  # configuration page
+                self._show_page(struct.unpack("<QQI4x", struct.pack("<6I", *arguments)))
             case _:  # abort: a command that has been taken has also been completed
                 pass
+
+    def _show_page(self, arguments: tuple[int, int, int]) -> None:
+        """Write the controller's page, the only one there is, to where the driver wants it."""
+        target, address, number = arguments
+        if (address, number) != (_CONTROLLER_ADDRESS, _CONTROLLER_PAGE):
+            return  # the driver has put an error into the page beforehand
+        names = [text.encode("utf-16-le") for text in ("VMware, Inc.", "1", "1.0", "1.0", "1.0")]
+        words = _CONTROLLER.size // 4
+        page = _CONTROLLER.pack(number, words, _HOST_OK, GOOD, 0x5000C29000000001, *names, _MOST_TARGETS)
+        try:
+            self._memory.view(target, len(page))[:] = page
+        except HypervisorError:
+            self._command_status = _NOT_SUPPORTED
 
     def _target(self, number: int) -> ScsiTarget | None:
         return self._targets[number] if number < len(self._targets) else None
