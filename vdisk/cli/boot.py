@@ -12,6 +12,7 @@ from vdisk.cli.common import SIZE, image_options, json_option, open_image, print
 
 if TYPE_CHECKING:
     from vdisk.hv.boot import BootResult
+    from vdisk.hv.machine import Machine
 
 _PROFILES = ("kvm", "vmware", "virtualbox", "hyper-v", "xen", "parallels")
 _CONTROLLERS = ("virtio-blk", "ide", "ahci")
@@ -47,6 +48,13 @@ Examples:
 @click.option("--initrd", type=click.Path(dir_okay=False), help="Its initial RAM disk.")
 @click.option("--append", default="", metavar="TEXT", help="Its command line.")
 @click.option("--write", is_flag=True, help="Let the guest change the image.")
+@click.option(
+    "--engine",
+    type=click.Choice(("auto", "embedded", "qemu")),
+    default="auto",
+    show_default=True,
+    help="Our own hypervisor, or an installed QEMU; auto takes QEMU only where there is no usable KVM.",
+)
 @image_options
 @json_option
 def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -74,6 +82,14 @@ def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
+def _option_rom_beside(firmware: str | None) -> str | None:
+    """The VGA BIOS that SeaBIOS comes with, if it lies in the same folder: with it, text goes to the screen."""
+    if firmware is None:
+        return None
+    beside = Path(firmware).with_name("vgabios-isavga.bin")
+    return str(beside) if beside.is_file() else None
+
+
 def _read(path: str | None) -> bytes | None:
     from vdisk.errors import StorageError
 
@@ -85,16 +101,8 @@ def _read(path: str | None) -> bytes | None:
         raise StorageError(path, "read", error) from error
 
 
-def _option_rom_beside(firmware: str | None) -> str | None:
-    """The VGA BIOS that SeaBIOS comes with, if it lies in the same folder: with it, text goes to the screen."""
-    if firmware is None:
-        return None
-    beside = Path(firmware).with_name("vgabios-isavga.bin")
-    return str(beside) if beside.is_file() else None
-
-
 def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What `Machine` and `boot` both take."""
+    """What `Machine` and `boot` both take, but for the firmware."""
     from vdisk.hv.config import Kernel
 
     kernel = _read(options["kernel"])
@@ -103,18 +111,13 @@ def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
         "controller": options["controller"],
         "memory_bytes": options["memory"],
         "cpus": options["cpus"],
-        "firmware": _read(options["firmware"]),
-        "option_rom": _read(options["option_rom"] or _option_rom_beside(options["firmware"])),
         "kernel": Kernel(kernel, _read(options["initrd"]) or b"", options["append"]) if kernel is not None else None,
         "write": options["write"],
     }
 
 
 def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
-    from vdisk.hv.boot import boot
-    from vdisk.hv.machine import Machine
-
-    log = options["serial"]
+    from vdisk.serve.engines import boot
 
     def at_end(machine: Machine) -> None:
         if options["screenshot"]:
@@ -122,8 +125,12 @@ def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
 
             save_screenshot(machine.screen(), options["screenshot"])
 
-    return boot(
+    log = options["serial"]
+    result = boot(
         disks,
+        engine=options["engine"],
+        firmware=options["firmware"],
+        option_rom=options["option_rom"] or _option_rom_beside(options["firmware"]),
         expect=options["expect"],
         timeout=options["timeout"],
         keys=options["keys"],
@@ -131,14 +138,35 @@ def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
         on_machine=at_end,
         **_machine_options(options),
     )
+    if options["screenshot"] and result.engine == "qemu":
+        _save_text(result.screen, options["screenshot"])
+    return result
+
+
+def _save_text(text: str, path: str) -> None:
+    """QEMU's screen comes as text only."""
+    from vdisk.errors import OptionError, StorageError
+
+    if Path(path).suffix.lower() != ".txt":
+        raise OptionError(f"screenshot: {path}: under QEMU the screen is saved as .txt only")
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(path, "write", error) from error
 
 
 def _run_interactive(disks: list[Any], options: dict[str, Any]) -> None:
+    from vdisk.errors import OptionError
     from vdisk.hv.machine import Machine
     from vdisk.hv.terminal import Terminal
 
+    if options["engine"] == "qemu":
+        raise OptionError("interactive: only the embedded engine has it")
     terminal = Terminal(sys.stdin.fileno(), sys.stdout.fileno())
-    with Machine(disks=disks, on_serial=terminal.on_serial, **_machine_options(options)) as machine:
+    firmware = _read(options["firmware"])
+    option_rom = _read(options["option_rom"] or _option_rom_beside(options["firmware"]))
+    how = _machine_options(options)
+    with Machine(disks=disks, firmware=firmware, option_rom=option_rom, on_serial=terminal.on_serial, **how) as machine:
         if options["keys"]:
             machine.type_keys(options["keys"])
         machine.start()

@@ -1,0 +1,73 @@
+"""Which engine boots a disk, and that QEMU is judged like our own."""
+
+import shutil
+
+import pytest
+
+from samples.make_samples import hello_disk
+from tests import peers
+from tests.hv.guests import boot_sector, disk_of, needs_kvm
+from vdisk.errors import HypervisorError, OptionError
+from vdisk.hv.kvm import KvmMissing
+from vdisk.hv.signs import Stage
+from vdisk.serve import engines
+from vdisk.serve.engines import boot
+
+
+@pytest.fixture
+def no_kvm(monkeypatch):
+    def refuse(*_args, **_options):
+        raise KvmMissing("/dev/kvm: there is none")
+
+    monkeypatch.setattr(engines, "boot_embedded", refuse)
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_a_path_boots_in_our_own_engine(tmp_path):
+    (tmp_path / "hello.raw").write_bytes(hello_disk())
+    result = boot(tmp_path / "hello.raw", expect="is running", timeout=20)
+    assert result.ok
+    assert result.engine == "embedded"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("controller", ["virtio-blk", "ide", "ahci"])
+def test_without_kvm_qemu_boots_it(no_kvm, controller):
+    peers.require("qemu-system-x86_64")
+    disk = disk_of(hello_disk())
+    before = bytes(disk.data)
+    result = boot(disk, controller=controller, expect="is running", timeout=60, memory_bytes=64 << 20)
+    assert result.ok, result.reason
+    assert result.engine == "qemu"
+    assert result.stage >= Stage.BOOT_SECTOR
+    assert bytes(disk.data) == before
+
+
+@pytest.mark.peer
+def test_qemu_types_keys():
+    peers.require("qemu-system-x86_64")
+    echo = """
+    mov si, text
+    call print
+again:
+    xor ax, ax
+    int 16h
+    mov dx, 3F8h
+    out dx, al
+    jmp short again
+text: db "ready", 0
+"""
+    result = boot(disk_of(boot_sector(echo)), engine="qemu", keys="<expect ready>Hi!", expect="readyHi!", timeout=60)
+    assert result.ok, result.reason
+
+
+def test_with_neither_engine_the_message_says_what_to_install(no_kvm, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(HypervisorError, match="qemu-system-x86"):
+        boot(disk_of(hello_disk()))
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(OptionError):
+        boot(disk_of(hello_disk()), engine="bochs")
