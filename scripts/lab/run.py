@@ -4,10 +4,11 @@
     scripts/lab/run.py [options] [--] COMMAND [ARGUMENT...]
     scripts/lab/run.py -- python3 -m vdisk boot /images/debian.qcow2
 
-The command runs in the repository, which is shared in and can't be written; /images is the folder that `--images`
-names, /exchange one that can be written (`--exchange`, by default a temporary folder). What the command prints comes
-out here as it is printed, and its exit code is this program's. 124: the time limit has passed. 125: the lab itself
-failed; then the end of its console is shown. The lab is built by the first run (scripts/lab/build.py), as root.
+The command runs in a copy of the repository as it is at the start, which can't be written; /images is the folder that
+`--images` names, /exchange one that can be written (`--exchange`, by default a temporary folder). What the command
+prints comes out here as it is printed, and its exit code is this program's. 124: the time limit has passed. 125: the
+lab itself failed; then the end of its console is shown. The lab is built by the first run (scripts/lab/build.py), as
+root.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ def say(text: str) -> None:
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
-def qemu_command(lab: Path, *, exchange: Path, images: Path, cpus: int, memory_mib: int) -> list[str]:
+def copy_repository(target: Path) -> None:
+    """What is in the work tree now: a run takes long, and the files may be edited meanwhile."""
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "results"
+    )
+    shutil.copytree(REPOSITORY, target, ignore=ignored, symlinks=True, ignore_dangling_symlinks=True)
+
+
+def qemu_command(lab: Path, *, repository: Path, exchange: Path, images: Path, cpus: int, memory_mib: int) -> list[str]:
     """QEMU with the lab's disk (written to a temporary overlay), the shared folders and two serial ports."""
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,svm=on,npt=on"]
     command += ["-smp", str(cpus), "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
@@ -49,7 +58,7 @@ def qemu_command(lab: Path, *, exchange: Path, images: Path, cpus: int, memory_m
     command += ["-drive", f"file={lab / 'root.raw'},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     shares = {
         "exchange": (exchange, ""),
-        "repository": (REPOSITORY, ",readonly=on"),
+        "repository": (repository, ",readonly=on"),
         "images": (images, ",readonly=on"),
     }
     for tag, (folder, option) in shares.items():
@@ -77,9 +86,16 @@ def run(
         return EXIT_LAB_FAILED
     lines = [f"export {shlex.quote(assignment)}" for assignment in environment]
     (exchange / "command").write_text("\n".join([*lines, shlex.join(command)]) + "\n")
+    with tempfile.TemporaryDirectory(prefix="vdisk-lab-") as temporary:
+        repository = Path(temporary) / "repository"
+        copy_repository(repository)
+        folders = {"repository": repository, "exchange": exchange, "images": images}
+        return _boot(qemu_command(lab, **folders, cpus=cpus, memory_mib=memory_mib), exchange, time_limit)
+
+
+def _boot(qemu: list[str], exchange: Path, time_limit: float) -> int:
     status_file = exchange / "status"
     status_file.unlink(missing_ok=True)
-    qemu = qemu_command(lab, exchange=exchange, images=images, cpus=cpus, memory_mib=memory_mib)
     start = time.monotonic()
     process = subprocess.Popen(qemu, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None

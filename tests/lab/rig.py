@@ -1,0 +1,106 @@
+"""Booting images in the lab, and talking to what has been booted."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import vdisk
+from tests.debian import PASSWORD
+from vdisk.hv.boot import BootResult, boot
+from vdisk.hv.machine import Machine
+
+LOGIN_ON_SERIAL = "debian ttyS0"
+"""What getty writes before `login:` on the serial port, and only there; on the screen it says tty1."""
+
+BOOT_SECONDS = 420.0
+"""Debian's generic kernel is there after 60 to 150 s of the lab's clock, by how busy the machine is."""
+
+Controller = Literal["virtio-blk", "ide", "ahci"]
+
+
+def boot_image(path: Path, *, controller: Controller, cpus: int = 1, **options: Any) -> BootResult:
+    """Boots an image until getty is on the serial port (or `expect=`), and keeps the serial log if there is a place."""
+    options.setdefault("expect", LOGIN_ON_SERIAL)
+    options.setdefault("timeout", BOOT_SECONDS)
+    with vdisk.open(path) as disk:
+        result = boot(disk, controller=controller, cpus=cpus, **options)
+    exchange = Path("/exchange")
+    if exchange.is_dir():
+        name = f"{path.name}-{controller}-{cpus}.serial"
+        (exchange / name).write_text(result.serial)
+    seconds = ", ".join(f"{stage.name.lower()} {result.seconds[stage]:.1f}" for stage in sorted(result.evidence))
+    print(f"{path.name} {controller} {cpus} CPU: {result.kind}; {seconds}; {result.exits} exits {result.exits_by}")
+    return result
+
+
+def explain(result: BootResult) -> str:
+    """For an assertion's message: the verdict and the last words."""
+    return f"{result.kind}: {result.reason}\nserial port:\n{result.serial[-1500:]}\nscreen:\n{result.screen}"
+
+
+class Session:
+    """A machine with somebody logged in on its serial port."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._read = 0
+
+    def wait_for(self, text: str, timeout: float = 60.0) -> str:
+        """Runs until `text` comes on the serial port, after what was waited for before; what came until then."""
+        machine = self.machine
+
+        def fresh() -> str:
+            return bytes(machine.serial).decode("utf-8", "replace")[self._read :]
+
+        if not machine.run(lambda _: text in fresh(), timeout=timeout):
+            pytest.fail(f"{text!r} did not come within {timeout:g} s (stop: {machine.stop}); got:\n{fresh()[-1500:]}")
+        came, _, _ = fresh().partition(text)
+        self._read += len(came) + len(text)
+        return came
+
+    def log_in(self) -> None:
+        """From power-on to a root shell."""
+        self.wait_for(LOGIN_ON_SERIAL, BOOT_SECONDS)
+        self.wait_for("login: ")
+        self.machine.send_serial(b"root\n")
+        self.wait_for("Password: ")
+        self.machine.send_serial(PASSWORD.encode() + b"\n")
+        self.wait_for("debian:~# ")
+
+    def run(self, command: str, timeout: float = 120.0) -> str:
+        """Runs a command in the guest's shell; what it printed."""
+        # The mark is not in what the terminal echoes.
+        self.machine.send_serial(f"{command}; echo en''d\n".encode())
+        self.wait_for("en''d\r\n")
+        return self.wait_for("end\r\n", timeout)
+
+    def power_off(self) -> None:
+        """Shuts the guest down in order, and waits until the machine is off."""
+        self.machine.send_serial(b"systemctl poweroff\n")
+        deadline = time.monotonic() + 180
+        while self.machine.step():
+            if time.monotonic() > deadline:
+                pytest.fail(f"the guest did not power off:\n{self.machine.serial_text()[-1500:]}")
+        assert self.machine.stop is not None
+        assert self.machine.stop.reason == "power off"
+
+
+def session(stack: ExitStack, path: Path, *, write: bool, controller: Controller = "virtio-blk") -> Session:
+    """Boots an image and logs in; the machine and the image are closed with `stack`."""
+    disk = stack.enter_context(vdisk.open(path, writable=write))
+    machine = stack.enter_context(Machine("kvm", [disk], controller=controller, write=write))
+    machine.start()
+    made = Session(machine)
+    made.log_in()
+    return made
+
+
+def in_lab() -> bool:
+    """Whether this is the lab."""
+    return os.environ.get("VDISK_LAB") == "1"
