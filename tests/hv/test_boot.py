@@ -13,12 +13,13 @@ from tests.hv.guests import disk_of, guest, needs_kvm
 from vdisk.hv.boot import boot
 from vdisk.hv.config import Disk
 from vdisk.hv.machine import Machine
+from vdisk.hv.profiles import CONTROLLERS
 from vdisk.hv.signs import Stage
 
 pytestmark = [pytest.mark.kvm, needs_kvm]
 
 
-@pytest.mark.parametrize("controller", ["virtio-blk", "ide", "ahci"])
+@pytest.mark.parametrize("controller", CONTROLLERS)
 def test_the_sample_greets_on_screen_and_serial_port(controller):
     result = boot(disk_of(hello_disk()), controller=controller, expect="is running", timeout=20)
     assert result.ok
@@ -38,7 +39,7 @@ def test_every_profile_boots(profile):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("controller", ["virtio-blk", "ide", "ahci"])
+@pytest.mark.parametrize("controller", ["virtio-blk", "ide", "ahci", "pvscsi", "nvme"])
 def test_seabios_boots_the_same_disk(controller):
     firmware = peers.require_file(guests.SEABIOS, "seabios").read_bytes()
     rom = peers.require_file(guests.VGA_BIOS, "seabios").read_bytes()

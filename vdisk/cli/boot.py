@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vdisk.hv.machine import Machine
 
 _PROFILES = ("kvm", "vmware", "virtualbox", "hyper-v", "xen", "parallels")
-_CONTROLLERS = ("virtio-blk", "ide", "ahci")
+_CONTROLLERS = ("virtio-blk", "ide", "ahci", "lsi", "pvscsi", "nvme")
 
 
 @click.command(

@@ -17,7 +17,7 @@ from vdisk.hv.board import Stop
 from vdisk.hv.config import Disk, Kernel
 from vdisk.hv.cpu import ExitCounts, Sample
 from vdisk.hv.machine import Machine
-from vdisk.hv.profiles import DEFAULT_PROFILE, Controller, Profile, find_profile
+from vdisk.hv.profiles import DEFAULT_PROFILE, DRIVERS, Controller, Profile, find_profile
 from vdisk.hv.signs import Stage, find_failure, find_stages, plain_text
 
 BOOT_GAP_BYTES = 1 << 20
@@ -389,8 +389,10 @@ def _result(machine: Machine, watcher: Watcher, guest: MachineGuest, profile: Pr
         kind, reason = "nothing to boot", "; ".join(log.refusals) or "there is no disk"
         if log.booted:
             reason = f"the boot sector gave up (int 18h): {reason}"
-    elif not watcher.ok and not drivers and watcher.stage >= Stage.KERNEL and kind in _ROOT_FAILURES:
-        reason += f"; no driver of the guest runs the disk's controller ({profile.controller}: {profile.driver})"
+    elif machine.meters and not (watcher.ok or drivers) and watcher.stage >= Stage.KERNEL and kind in _ROOT_FAILURES:
+        names = sorted({disk.controller or profile.controller for disk in machine.config.disks if disk.kind == "disk"})
+        wanted = ", ".join(f"{name} needs {DRIVERS[name]}" for name in names)
+        reason += f"; no driver of the guest runs the disk's controller{f' ({wanted})' if wanted else ''}"
     return BootResult(
         ok=watcher.ok,
         stage=watcher.stage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vdisk.errors import OptionError
 from vdisk.hv import layout
@@ -14,13 +14,17 @@ from vdisk.hv.devices.ahci import ICH9_AHCI, AhciController
 from vdisk.hv.devices.ata import AtaDevice, AtaDisk
 from vdisk.hv.devices.atapi import AtapiDrive, CdDrive
 from vdisk.hv.devices.ide import IdeChannel
+from vdisk.hv.devices.lsi53c1030 import Lsi53c1030
+from vdisk.hv.devices.nvme import VDISK_NVME, NvmeController
 from vdisk.hv.devices.pci import PciFunction
 from vdisk.hv.devices.piix_ide import PIIX3_IDE, PIIX4_IDE, PiixIde
+from vdisk.hv.devices.pvscsi import Pvscsi
+from vdisk.hv.devices.scsi_disk import ScsiDisk
 from vdisk.hv.devices.virtio.blk import VirtioBlock
 from vdisk.hv.devices.virtio.pci import VirtioPci
 from vdisk.hv.devices.virtio.rng import VirtioEntropy
 from vdisk.hv.firmware.disks import FIRST_CD, FIRST_DISK, Drive
-from vdisk.hv.profiles import Controller
+from vdisk.hv.profiles import CONTROLLERS, Controller
 
 if TYPE_CHECKING:
     from vdisk.hv.board import Board
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 _FIRST_FREE_SLOT = 4
 _FLOPPIES_MOST = 2
 _IDE_DRIVES = 4
+_SCSI_DISKS = 7
 _IDE_ORDER = {"disk": (0, 1, 2, 3), "cdrom": (2, 3, 1, 0)}
 
 
@@ -58,12 +63,11 @@ class _Slots:
 def attach_disks(board: Board, bridge_slot: int) -> Attached:
     """Plug in the controllers that the disks ask for, each with its disks, and number the drives.
 
-    A CD has no place on virtio-blk: it goes to IDE there, and to the controller of the disks otherwise. A floppy is
-    there for int 13h alone.
+    A CD hangs on AHCI where the disks do, on IDE otherwise. A floppy is there for int 13h alone.
     """
     attached = Attached()
     numbers = {"disk": FIRST_DISK, "cdrom": FIRST_CD, "floppy": 0}
-    by_controller: dict[Controller, list[Disk]] = {"virtio-blk": [], "ide": [], "ahci": []}
+    by_controller: dict[Controller, list[Disk]] = {name: [] for name in CONTROLLERS}
     for disk in board.config.disks:
         number = numbers[disk.kind]
         numbers[disk.kind] += 1
@@ -71,8 +75,10 @@ def attach_disks(board: Board, bridge_slot: int) -> Attached:
             raise OptionError("disks: a PC has no more than two floppy drives")
         attached.drives.append(Drive(number, disk.kind, disk.device))
         controller = disk.controller or board.config.profile.controller
+        if disk.kind == "cdrom" and controller != "ahci":
+            controller = "ide"
         if disk.kind != "floppy":
-            by_controller["ide" if disk.kind == "cdrom" and controller == "virtio-blk" else controller].append(disk)
+            by_controller[controller].append(disk)
     slots = _Slots(board)
     if by_controller["ide"]:
         _plug_ide(board, attached, bridge_slot, by_controller["ide"])
@@ -83,13 +89,47 @@ def attach_disks(board: Board, bridge_slot: int) -> Attached:
         block = VirtioPci(device)
         slots.plug(block)
         attached.drivers_live.append(("virtio-blk", partial(_is_live, block)))
+    if by_controller["lsi"]:
+        slots.plug(_scsi(Lsi53c1030, board, attached, "lsi", by_controller["lsi"]))
+    if by_controller["pvscsi"]:
+        slots.plug(_scsi(Pvscsi, board, attached, "pvscsi", by_controller["pvscsi"]))
+    for index, disk in enumerate(by_controller["nvme"]):
+        nvme = NvmeController(
+            board.memory,
+            disk.device,
+            ids=board.config.profile.controller_ids.get("nvme", VDISK_NVME),
+            serial=f"{board.config.serial_number}-{index}".upper(),
+        )
+        slots.plug(nvme)
+        attached.drivers_live.append(("nvme", partial(_is_live, nvme)))
     if board.config.profile.controller == "virtio-blk":
         slots.plug(VirtioPci(VirtioEntropy(board.memory)))
     return attached
 
 
-def _is_live(function: VirtioPci | PiixIde | AhciController) -> bool:
+class _Runnable(Protocol):
+    @property
+    def is_live(self) -> bool: ...
+
+
+def _is_live(function: _Runnable) -> bool:
     return function.is_live
+
+
+def _scsi(
+    kind: type[Lsi53c1030] | type[Pvscsi], board: Board, attached: Attached, name: Controller, disks: list[Disk]
+) -> Lsi53c1030 | Pvscsi:
+    """A SCSI controller with its disks at ids 0, 1, ..."""
+    if len(disks) > _SCSI_DISKS:
+        raise OptionError(f"disks: {_SCSI_DISKS} are all that a SCSI bus takes")
+    serial = board.config.serial_number
+    targets = [
+        ScsiDisk(disk.device, vendor="VMware", product="Virtual disk", serial=f"{serial}-{index}")
+        for index, disk in enumerate(disks)
+    ]
+    function = kind(board.memory, targets)
+    attached.drivers_live.append((name, partial(_is_live, function)))
+    return function
 
 
 def _ata_device(board: Board, disk: Disk, index: int, *, is_sata: bool) -> AtaDevice:
@@ -118,8 +158,8 @@ def _plug_ide(board: Board, attached: Attached, bridge_slot: int, disks: list[Di
         board.bus.add_ports(control, 1, channel.control_block)
     profile = board.config.profile
     usual = PIIX3_IDE if profile.chipset == "i440fx" else PIIX4_IDE
-    ids = profile.controller_ids if profile.controller == "ide" else None
-    function = PiixIde(board.memory, channels, device_id=ids[1] if ids else usual, subsystem=profile.subsystem)
+    _, device_id = profile.controller_ids.get("ide", (0, usual))
+    function = PiixIde(board.memory, channels, device_id=device_id, subsystem=profile.subsystem)
     board.pci.plug(bridge_slot, function, 1)
     attached.drivers_live.append(("ide", partial(_is_live, function)))
 
@@ -127,7 +167,7 @@ def _plug_ide(board: Board, attached: Attached, bridge_slot: int, disks: list[Di
 def _plug_ahci(board: Board, attached: Attached, slots: _Slots, disks: list[Disk]) -> None:
     profile = board.config.profile
     drives = [_ata_device(board, disk, index, is_sata=True) for index, disk in enumerate(disks)]
-    ids = profile.controller_ids if profile.controller == "ahci" else None
-    function = AhciController(board.memory, drives, ids=ids or ICH9_AHCI, subsystem=profile.subsystem)
+    ids = profile.controller_ids.get("ahci", ICH9_AHCI)
+    function = AhciController(board.memory, drives, ids=ids, subsystem=profile.subsystem)
     slots.plug(function)
     attached.drivers_live.append(("ahci", partial(_is_live, function)))

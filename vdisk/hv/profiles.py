@@ -14,8 +14,20 @@ from typing import Final, Literal
 from vdisk.errors import OptionError
 
 Chipset = Literal["i440fx", "440bx", "440bx-no-agp"]
-Controller = Literal["virtio-blk", "ide", "ahci"]
-CONTROLLERS: Final[tuple[Controller, ...]] = ("virtio-blk", "ide", "ahci")
+Controller = Literal["virtio-blk", "ide", "ahci", "lsi", "pvscsi", "nvme"]
+CONTROLLERS: Final[tuple[Controller, ...]] = ("virtio-blk", "ide", "ahci", "lsi", "pvscsi", "nvme")
+DRIVERS: Final[Mapping[Controller, str]] = MappingProxyType(
+    {
+        "virtio-blk": "virtio_blk",
+        "ide": "ata_piix",
+        "ahci": "ahci",
+        "lsi": "mptspi",
+        "pvscsi": "vmw_pvscsi",
+        "nvme": "nvme",
+    }
+)
+"""What Linux calls the driver that a guest needs for each."""
+_NO_IDS: Final[Mapping[Controller, tuple[int, int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +39,8 @@ class Profile:
     chipset: Chipset
     controller: Controller
     """Where the disks hang."""
-    controller_ids: tuple[int, int] | None
-    """Vendor and device of the controller, where they differ from the usual."""
+    controller_ids: Mapping[Controller, tuple[int, int]]
+    """Vendor and device of controllers, where they differ from the usual."""
     manufacturer: str
     product: str
     bios_vendor: str
@@ -37,8 +49,6 @@ class Profile:
     subsystem: tuple[int, int] = (0x1AF4, 0x1100)
     disk_model: str = "QEMU HARDDISK"
     """What an IDE or SATA disk calls itself."""
-    driver: str = ""
-    """Linux' driver for the controller: what a guest needs to find its root."""
     notes: tuple[str, ...] = field(default=())
     """Where this is not what the hypervisor has."""
 
@@ -49,20 +59,19 @@ _PROFILES: Final = (
         "QEMU/KVM with virtio",
         "i440fx",
         "virtio-blk",
-        None,
+        _NO_IDS,
         "QEMU",
         "Standard PC (i440FX + PIIX, 1996)",
         "vdisk",
         "1.0",
         "pc-i440fx",
-        driver="virtio_blk",
     ),
     Profile(
         "vmware",
-        "VMware (SATA disk)",
+        "VMware (LSI Logic)",
         "440bx",
-        "ahci",
-        (0x15AD, 0x07E0),
+        "lsi",
+        MappingProxyType({"ahci": (0x15AD, 0x07E0), "nvme": (0x15AD, 0x07F0), "ide": (0x8086, 0x7111)}),
         "VMware, Inc.",
         "VMware Virtual Platform",
         "Phoenix Technologies LTD",
@@ -70,15 +79,13 @@ _PROFILES: Final = (
         "None",
         subsystem=(0x15AD, 0x1976),
         disk_model="VMware Virtual SATA Hard Drive",
-        driver="ahci",
-        notes=("the disk hangs on VMware's SATA controller; its LSI and PVSCSI controllers are not emulated",),
     ),
     Profile(
         "virtualbox",
         "VirtualBox",
         "i440fx",
         "ahci",
-        (0x8086, 0x2829),
+        MappingProxyType({"ahci": (0x8086, 0x2829)}),
         "innotek GmbH",
         "VirtualBox",
         "innotek GmbH",
@@ -86,14 +93,13 @@ _PROFILES: Final = (
         "1.2",
         subsystem=(0x80EE, 0x0000),
         disk_model="VBOX HARDDISK",
-        driver="ahci",
     ),
     Profile(
         "hyper-v",
         "Hyper-V, generation 1",
         "440bx-no-agp",
         "ide",
-        (0x8086, 0x7111),
+        MappingProxyType({"ide": (0x8086, 0x7111)}),
         "Microsoft Corporation",
         "Virtual Machine",
         "American Megatrends Inc.",
@@ -101,7 +107,6 @@ _PROFILES: Final = (
         "7.0",
         subsystem=(0x0000, 0x0000),
         disk_model="Virtual HD",
-        driver="ata_piix",
         notes=("there is no VMBus: a guest finds its disk on IDE, as its boot loader does under Hyper-V",),
     ),
     Profile(
@@ -109,14 +114,13 @@ _PROFILES: Final = (
         "Xen HVM (emulated disk)",
         "i440fx",
         "ide",
-        (0x8086, 0x7010),
+        MappingProxyType({"ide": (0x8086, 0x7010)}),
         "Xen",
         "HVM domU",
         "Xen",
         "4.17",
         "4.17",
         subsystem=(0x5853, 0x0001),
-        driver="ata_piix",
         notes=("there is no xenbus: the disk stays on IDE and is not unplugged for xen-blkfront",),
     ),
     Profile(
@@ -124,7 +128,7 @@ _PROFILES: Final = (
         "Parallels",
         "i440fx",
         "ahci",
-        (0x8086, 0x2821),
+        MappingProxyType({"ahci": (0x8086, 0x2821)}),
         "Parallels International GmbH.",
         "Parallels Virtual Platform",
         "Parallels International GmbH.",
@@ -132,7 +136,6 @@ _PROFILES: Final = (
         "None",
         subsystem=(0x1AB8, 0x0400),
         disk_model="Virtual HDD",
-        driver="ahci",
     ),
 )
 

@@ -39,6 +39,8 @@ _SAMPLE_SECONDS = 0.5
 _START_SECONDS = 20.0
 _TEXT_WINDOW, _TEXT_WINDOW_BYTES, _COLUMNS = 0xB8000, 0x8000, 80
 _RESETS_MOST = 3
+_BUSES = {"ahci": "ich9-ahci", "lsi": "mptsas1068", "pvscsi": "pvscsi"}
+"""QEMU's controllers that disks hang on; it has no 53C1030, so the SAS one of the same family stands for it."""
 
 
 class QemuMissing(HypervisorError):
@@ -115,6 +117,9 @@ def _disk_arguments(index: int, disk: Disk, controller: str, socket_path: Path, 
         "virtio-blk": f"virtio-blk-pci,drive=disk{index}",
         "ide": f"ide-hd,drive=disk{index}",
         "ahci": f"ide-hd,bus=ahci.{index},drive=disk{index}",
+        "lsi": f"scsi-hd,bus=lsi.0,drive=disk{index}",
+        "pvscsi": f"scsi-hd,bus=pvscsi.0,drive=disk{index}",
+        "nvme": f"nvme,serial=vdisk{index},drive=disk{index}",
     }[controller]
     if disk.kind == "cdrom":
         device = f"ide-cd,drive=disk{index}"
@@ -277,16 +282,16 @@ def boot_in_qemu(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdisk-qemu-")))
         arguments = [program, *_arguments(chosen, memory_bytes, cpus, folder, emulate=emulate)]
         meters = []
-        has_ahci = False
+        buses: set[str] = set()
         for index, row in enumerate(rows):
             disk = row if isinstance(row, Disk) else Disk(row, guess_kind(row), controller)
             target = disk.device if write or disk.kind == "cdrom" else Overlay(disk.device)
             meters.append(Meter(target))
             server = stack.enter_context(NbdServer(meters[-1]))
             name = disk.controller or controller or chosen.controller
-            if name == "ahci" and not has_ahci:
-                arguments += ["-device", "ich9-ahci,id=ahci"]
-                has_ahci = True
+            if name in _BUSES and name not in buses and disk.kind == "disk":
+                arguments += ["-device", f"{_BUSES[name]},id={name}"]
+                buses.add(name)
             arguments += _disk_arguments(index, disk, name, server.path, writable=meters[-1].writable)
         arguments += _firmware_arguments(firmware_path, kernel, folder)
         with (folder / "messages").open("wb") as messages:
