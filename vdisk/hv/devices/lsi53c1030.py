@@ -85,6 +85,7 @@ class Lsi53c1030(PciFunction):
         self._expected_words = 0
         self._received: list[int] = []
         self._answer: deque[int] | None = None
+        self._has_ended = False
         self._free_frames: deque[int] = deque()
         self._replies: deque[int] = deque()
         self._frame_high = self._sense_high = 0
@@ -127,7 +128,7 @@ class Lsi53c1030(PciFunction):
             return
         match offset:
             case 0x40 | 0x48:
-                self._request(value & 0xFFFFFFF8)
+                self._request(value & 0xFFFFFFFC)  # the lowest bits are a hint of the frame's length
             case 0x44:
                 if len(self._free_frames) < _MOST_FRAMES:
                     self._free_frames.append(value)
@@ -169,7 +170,7 @@ class Lsi53c1030(PciFunction):
 
     def _read_doorbell(self) -> int:
         is_active = self._expected_words or self._answer is not None
-        word = self._answer[0] if self._answer else 0
+        word = self._answer.popleft() if self._answer and not self._expected_words else 0
         return self._state | self._who_init << 24 | (_DOORBELL_ACTIVE if is_active else 0) | word
 
     def _write_doorbell(self, value: int) -> None:
@@ -210,8 +211,12 @@ class Lsi53c1030(PciFunction):
         self._update_irq()
 
     def _answer_by_doorbell(self, reply: bytes) -> None:
-        """Give the reply 16 bits at a time, each announced and acknowledged by the doorbell interrupt."""
+        """Give the reply 16 bits at a read. Each is announced by the doorbell interrupt, and so is the end.
+
+        Linux acknowledges every one of them; SeaBIOS reads on and acknowledges once.
+        """
         self._answer = deque(struct.unpack(f"<{len(reply) // 2}H", reply))
+        self._has_ended = not reply
         self._ring_doorbell()
 
     def _ring_doorbell(self) -> None:
@@ -223,8 +228,8 @@ class Lsi53c1030(PciFunction):
             return
         self._doorbell_interrupt = False
         if self._answer is not None and not self._expected_words:
-            if self._answer:
-                self._answer.popleft()
+            if self._answer or not self._has_ended:
+                self._has_ended = not self._answer
                 self._doorbell_interrupt = True  # the next word, or, behind the last one, the end
             else:
                 self._answer = None
@@ -289,8 +294,6 @@ class Lsi53c1030(PciFunction):
         if self._state != _READY:
             return mpi.default_reply(request, mpi.INVALID_STATE)
         frame_bytes, frame_high, sense_high = struct.unpack_from("<H2xII", request, 0x0C)
-        if frame_bytes < 0x28:
-            return mpi.default_reply(request, mpi.INVALID_FIELD)
         self._who_init = request[0] & 7
         self._reply_frame_bytes = frame_bytes
         self._frame_high, self._sense_high = frame_high << 32, sense_high << 32
