@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import NamedTuple
 
 import click
@@ -69,6 +72,7 @@ def _vdisk() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process: 0 done, 1 refused or failed (one line on stderr), 2 wrong usage."""
+    asked_to_end = _end_on_sigterm()
     try:
         status = _vdisk.main(arguments, prog_name="vdisk", standalone_mode=False)
         sys.stdout.flush()
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VdiskError as error:
         status = _say(error, 1)
     except (KeyboardInterrupt, click.Abort):
-        status = _say("interrupted", 130)
+        status = _say("interrupted", 128 + (asked_to_end[0] if asked_to_end else signal.SIGINT))
     except BrokenPipeError:
         # Whoever read our output has gone: that is not our failure, and there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,6 +92,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError:
         status = _say("out of memory", 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end_on_sigterm() -> list[int]:
+    """Let SIGTERM end the command as Ctrl-C does, so that temporary files go; the list gets the signal's number."""
+    received: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+    return received
 
 
 def _say(message: object, status: int) -> int:

@@ -1,0 +1,302 @@
+"""Conversions keep every byte, leave zeros out, and leave nothing behind when they fail."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import vdisk
+from tests.peers import qemu_check, qemu_compare, qemu_img
+from vdisk import formats
+from vdisk.converter.plan import Action, make_plan
+from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, VdiskError
+from vdisk.formats.image import Backing
+from vdisk.inspect.compare import compare
+from vdisk.storage.file import FileStorage
+from vdisk.storage.staging import Staging
+
+SIZE = (9 << 20) + 3 * 512
+
+# One name, format and options for each kind of target.
+TARGETS = {
+    "raw": ("raw", {}, False),
+    "qcow2": ("qcow2", {}, False),
+    "qcow2-small": ("qcow2", {"cluster_size": "4K", "compat": "0.10"}, False),
+    "qcow2-zlib": ("qcow2", {}, True),
+    "qcow2-zstd": ("qcow2", {"compression_type": "zstd", "cluster_size": "128K"}, True),
+    "vmdk": ("vmdk", {}, False),
+    "vmdk-flat": ("vmdk", {"subformat": "monolithicFlat"}, False),
+    "vmdk-split": ("vmdk", {"subformat": "twoGbMaxExtentSparse"}, False),
+    "vmdk-split-flat": ("vmdk", {"subformat": "twoGbMaxExtentFlat"}, False),
+    "vmdk-stream": ("vmdk", {"subformat": "streamOptimized"}, False),
+    "vdi": ("vdi", {}, False),
+    "vdi-static": ("vdi", {"static": "on"}, False),
+    "vhd": ("vhd", {}, False),
+    "vhd-fixed": ("vhd", {"subformat": "fixed"}, False),
+}
+
+
+def some_content(seed: int, size: int = SIZE) -> bytes:
+    maker = random.Random(seed)
+    content = bytearray()
+    while len(content) < size:
+        length = maker.choice([512, 5000, 65536, 700_000])
+        content += maker.choice(
+            [bytes(length), maker.randbytes(length), (b"line %d\n" % maker.randrange(999)) * (length // 8)]
+        )
+    return bytes(content[:size])
+
+
+def make(folder: Path, kind: str, source: Path) -> Path:
+    name, options, compress = TARGETS[kind]
+    target = folder / f"{kind}.{name}"
+    vdisk.convert(source, target, target_format=name, options=options, compress=compress)
+    return target
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "disk.raw"
+    path.write_bytes(some_content(1))
+    return path
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def source(request: pytest.FixtureRequest, raw: Path) -> Path:
+    """The same disk in each kind of image."""
+    return make(raw.parent, request.param, raw)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_every_pair_keeps_every_byte(source: Path, kind: str, raw: Path, tmp_path: Path) -> None:
+    target = make(tmp_path, kind, source)
+    with formats.open(target) as disk:
+        assert disk.size == SIZE
+        assert disk.read(0, SIZE) == raw.read_bytes()
+
+
+@pytest.mark.peer
+def test_qemu_reads_each_kind_the_same(source: Path, raw: Path) -> None:
+    name = {"vhd": "vpc"}.get(source.suffix[1:], source.suffix[1:])
+    qemu_compare(source, raw, formats=(name, "raw"), same_size=True)
+    if name in ("qcow2", "vdi"):
+        qemu_check(source, format=name)
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vdi", "vmdk", "vhd"])
+def test_zeros_stay_out_of_the_target(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "zeros.raw"
+    path.write_bytes(bytes(32 << 20) + b"end!" * 128)
+    target = make(tmp_path, kind, path)
+    with FileStorage(target) as storage:
+        assert storage.allocated_bytes < 3 << 20
+
+
+@pytest.mark.parametrize(("one", "other"), list(product(["qcow2-zlib", "vmdk-stream"], repeat=2)))
+def test_compressed_units_of_one_size_are_passed_on(one: str, other: str, raw: Path, tmp_path: Path) -> None:
+    first = make(tmp_path, one, raw)
+    name, options, compress = TARGETS[other]
+    second = tmp_path / f"second.{name}"
+    done = vdisk.convert(first, second, target_format=name, options=options, compress=compress)
+    assert done.passed_bytes > done.size_bytes // 4
+    with formats.open(second) as disk:
+        assert disk.read(0, SIZE) == raw.read_bytes()
+
+
+def test_a_damaged_compressed_unit_is_not_passed_on(raw: Path, tmp_path: Path) -> None:
+    first = make(tmp_path, "qcow2-zlib", raw)
+    with formats.open(first) as disk:
+        damaged = next(e.encoded.host for e in disk.map(5 << 20) if e.encoded is not None)
+    with first.open("r+b") as file:
+        file.seek(damaged + 20)
+        file.write(b"\xff" * 40)
+    with pytest.raises(Corrupt, match="compressed data at"):
+        vdisk.convert(first, tmp_path / "second.qcow2", compress=True)
+    assert not (tmp_path / "second.qcow2").exists()
+
+
+def test_with_a_backing_file_only_differences_are_stored(raw: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.qcow2"
+    content = bytearray(raw.read_bytes())
+    vdisk.convert(raw, base)
+    content[100_000:100_010] = b"difference"
+    content[3 << 20 : 4 << 20] = bytes(1 << 20)
+    changed, overlay = tmp_path / "changed.raw", tmp_path / "overlay.qcow2"
+    changed.write_bytes(content)
+    vdisk.convert(changed, overlay, backing="base.qcow2", backing_format="qcow2")
+    with formats.open(overlay) as disk:
+        assert disk.read(0, SIZE) == content
+        own = sum(extent.length for extent in disk.map() if extent.depth == 0 and extent.is_present)
+        assert own <= (1 << 20) + 3 * 65536
+
+
+@pytest.mark.peer
+def test_an_overlay_is_sound_to_qemu(raw: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(some_content(2, 4 << 20))  # shorter than the disk
+    overlay = tmp_path / "overlay.qcow2"
+    vdisk.convert(raw, overlay, backing="base.raw", backing_format="raw")
+    qemu_check(overlay)
+    qemu_compare(overlay, raw)
+
+
+def test_an_overlay_is_flattened(raw: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.vdi"
+    vdisk.convert(raw, base)
+    top = tmp_path / "top.qcow2"
+    with formats.open_backing(top, "base.vdi", "vdi") as device:
+        formats.create(top, SIZE, backing=Backing("base.vdi", "vdi", device))
+    with formats.open(top, writable=True) as disk:
+        disk.write(12345, b"on top")
+    flat = tmp_path / "flat.raw"
+    vdisk.convert(top, flat)
+    assert flat.read_bytes() == raw.read_bytes()[:12345] + b"on top" + raw.read_bytes()[12351:]
+
+
+class TestFailure:
+    def test_the_old_target_survives_a_source_that_breaks(self, raw: Path, tmp_path: Path) -> None:
+        source = make(tmp_path, "qcow2-zlib", raw)
+        with source.open("r+b") as file:
+            file.seek(200_000)
+            file.write(b"\xff" * 5000)
+        target = tmp_path / "target.raw"
+        target.write_bytes(b"old")
+        with pytest.raises(VdiskError):
+            vdisk.convert(source, target)
+        assert target.read_bytes() == b"old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "target.raw"]
+
+    def test_a_full_file_system_is_one_line(self, raw: Path, tmp_path: Path) -> None:
+        small = tmp_path / "small"
+        small.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "none", small], check=False, capture_output=True
+        )
+        if mounted.returncode:
+            pytest.skip("only root can mount a small file system")
+        try:
+            with pytest.raises(StorageError, match="No space left on device"):
+                vdisk.convert(raw, small / "disk.qcow2")
+            assert list(small.iterdir()) == []
+        finally:
+            subprocess.run(["umount", small], check=True)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_leaves_no_temporary_file(self, tmp_path: Path, number: int) -> None:
+        source = tmp_path / "disk.raw"
+        with source.open("wb") as file:
+            for _ in range(64):
+                file.write(random.randbytes(1 << 20))
+        target = tmp_path / "disk.qcow2"
+        target.write_bytes(b"old")
+        command = [sys.executable, "-m", "vdisk", "convert", "-c", "-o", "compression_level=9", source, target]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob(".disk*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert said.decode() == "vdisk: interrupted\n"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.qcow2", "disk.raw"]
+        assert target.read_bytes() == b"old"
+
+    def test_a_file_of_the_source_is_no_target(self, raw: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "disk.raw"
+        copy.write_bytes(raw.read_bytes())
+        (tmp_path / "link.raw").symlink_to("disk.raw")
+        for target in (copy, tmp_path / "link.raw"):
+            with pytest.raises(OptionError, match="is a file of the source"):
+                vdisk.convert(copy, target)
+        assert copy.read_bytes() == raw.read_bytes()
+
+    def test_a_backing_file_outside_is_refused(self, raw: Path, tmp_path: Path) -> None:
+        with pytest.raises(PolicyError):
+            vdisk.convert(raw, tmp_path / "over.qcow2", backing=str(raw), backing_format="raw")
+
+
+class TestPlan:
+    def test_what_isnt_there_is_never_walked(self, tmp_path: Path) -> None:
+        path = tmp_path / "huge.raw"
+        with path.open("wb") as file:
+            file.truncate(8 << 40)
+            file.seek(5 << 40)
+            file.write(b"alone")
+        with formats.open(path) as disk, Staging(tmp_path / "t.qcow2") as staging:
+            writer = formats.find_format("qcow2").writer_class()(staging, disk.size, {})
+            plan = make_plan(disk, writer)
+            assert [step.action for step in plan] == [Action.SKIP, Action.READ, Action.SKIP]
+            assert plan.work_bytes == 65536
+
+    def test_steps_cover_the_disk_without_a_gap(self, source: Path, tmp_path: Path) -> None:
+        with formats.open(source) as disk, Staging(tmp_path / "t.qcow2") as staging:
+            writer = formats.find_format("qcow2").writer_class()(staging, disk.size, {}, compress=True)
+            position = 0
+            for step in make_plan(disk, writer):
+                assert step.start == position
+                assert step.start % writer.unit_bytes == 0
+                position += step.length
+            assert position == disk.size
+
+    def test_a_dry_run_leaves_no_file(self, raw: Path, tmp_path: Path) -> None:
+        done = vdisk.convert(raw, tmp_path / "t.qcow2", dry_run=True)
+        assert done.read_bytes + done.skipped_bytes == SIZE
+        assert done.written_bytes == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhd", "raw"])
+def test_eight_tebibytes_of_nothing_go_fast_and_small(kind: str, tmp_path: Path) -> None:
+    if kind == "vhd":
+        pytest.skip("VHD ends at 2040 GiB")
+    path = tmp_path / "huge.qcow2"
+    formats.create(path, "8T")
+    with formats.open(path, writable=True) as disk:
+        disk.write(7 << 40, b"alone")
+    target = make(tmp_path, kind, path)
+    with formats.open(path) as one, formats.open(target) as other:
+        assert compare(one, other).identical
+
+
+def test_progress_goes_up_to_the_total(raw: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    vdisk.convert(raw, tmp_path / "t.vdi", progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_the_peak_of_memory_does_not_grow_with_the_disk(tmp_path: Path) -> None:
+    source = tmp_path / "disk.raw"
+    with source.open("wb") as file:
+        for _ in range(400):
+            file.write(os.urandom(1 << 20))
+    code = """
+import resource, sys, vdisk
+vdisk.convert(sys.argv[1], sys.argv[2], compress=sys.argv[3] == "c")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    for compress in ("c", "-"):
+        target = tmp_path / f"{compress}.qcow2"
+        run = subprocess.run([sys.executable, "-c", code, source, target, compress], capture_output=True, check=True)
+        assert int(run.stdout) < 200 << 10, "KiB"
+
+
+@pytest.mark.peer
+def test_a_sparse_source_of_qemus_with_every_kind_of_cluster(tmp_path: Path) -> None:
+    raw, path = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(some_content(9))
+    qemu_img("convert", "-c", "-O", "qcow2", raw, path)
+    for kind in TARGETS:
+        target = make(tmp_path, kind, path)
+        with formats.open(target) as disk:
+            assert disk.read(0, SIZE) == raw.read_bytes(), kind
+        target.unlink()
