@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vdisk.formats import create as create
     from vdisk.formats import open as open
     from vdisk.formats import probe as probe
+    from vdisk.serve.engines import boot as boot
 
 _HOME_OF = {
     "BlockDevice": "vdisk.block.device",
@@ -46,6 +47,7 @@ _HOME_OF = {
     "ReadOnly": "vdisk.block.filters",
     "Window": "vdisk.block.filters",
     "convert": "vdisk.converter",
+    "boot": "vdisk.serve.engines",
     "create": "vdisk.formats",
     "open": "vdisk.formats",
     "probe": "vdisk.formats",

@@ -1,6 +1,12 @@
 """`vdisk boot`, as a user calls it."""
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -105,3 +111,71 @@ def test_a_kernel_that_is_none_is_refused(tmp_path):
 def test_what_makes_no_sense_is_refused(hello, arguments, error):
     done = run(hello, "--engine", "embedded", *arguments)
     assert isinstance(done.exception, error)
+
+
+class TerminalUser:
+    """Somebody at a terminal: a pseudo-terminal whose other end is the command's."""
+
+    def __init__(self, *arguments):
+        self.master, slave = pty.openpty()
+        command = [sys.executable, "-m", "vdisk", "boot", "--interactive", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        self.seen = b""
+
+    def wait_for(self, text, seconds=30):
+        end = time.monotonic() + seconds
+        while text not in self.seen and time.monotonic() < end:
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.seen += os.read(self.master, 65536)
+        assert text in self.seen, self.seen
+
+    def leave(self):
+        os.write(self.master, b"\x01x")
+        status = self.process.wait(20)
+        os.close(self.master)
+        return status
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_a_terminal_shows_the_serial_port_and_its_keys_go_there(tmp_path):
+    echo = """
+again:
+    mov dx, 3FDh
+    in al, dx
+    test al, 1
+    jz again
+    mov dx, 3F8h
+    in al, dx
+    out dx, al
+    jmp short again
+text: db "I echo.", 0
+"""
+    path = tmp_path / "echo.raw"
+    path.write_bytes(boot_sector("mov si, text\ncall print\n" + echo).ljust(1 << 20, b"\0"))
+    user = TerminalUser(path)
+    user.wait_for(b"I echo.")
+    os.write(user.master, b"Hello?")
+    user.wait_for(b"I echo.Hello?")
+    assert user.leave() == 0
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_a_terminal_shows_the_screen_of_a_guest_without_a_serial_port(tmp_path):
+    teletype = """
+again:
+    xor ax, ax
+    int 16h
+    mov ah, 0Eh
+    int 10h
+    jmp short again
+"""
+    path = tmp_path / "teletype.raw"
+    path.write_bytes(boot_sector(teletype).ljust(1 << 20, b"\0"))
+    user = TerminalUser(path)
+    user.wait_for(b"\x1b[25H")
+    os.write(user.master, b"Typed!")
+    user.wait_for(b"Typed!")
+    assert user.leave() == 0
