@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 1024
+_BUNDLE_DESCRIPTOR = "DiskDescriptor.xml"
+"""In a folder, Parallels' bundle (.hdd)."""
 
 
 class Format(NamedTuple):
@@ -70,6 +72,13 @@ FORMATS: tuple[Format, ...] = (
     Format("vhd", "Microsoft virtual hard disk", (".vhd", ".vpc"), "image:VhdImage", "create:VhdWriter", ("vpc",)),
     Format("vhdx", "Microsoft virtual hard disk, version 2", (".vhdx",), "image:VhdxImage", "create:VhdxWriter"),
     Format(
+        "parallels",
+        "Parallels hard disk, a bundle or one expandable file",
+        (".hds", ".hdd"),
+        "image:ParallelsImage",
+        "create:ParallelsWriter",
+    ),
+    Format(
         "raw",
         "bytes as they are",
         (".img", ".raw", ".bin", ".dd", ".iso"),
@@ -102,6 +111,12 @@ def probe(storage: Storage) -> Format:
     return next(row for row in FORMATS if row.probe(head, tail, size))
 
 
+def main_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The file to open for an image at `path`: of a bundle, which is a folder, the descriptor in it."""
+    descriptor = Path(path, _BUNDLE_DESCRIPTOR)
+    return descriptor if descriptor.is_file() else path
+
+
 def open(
     source: str | os.PathLike[str] | Storage,
     *,
@@ -127,7 +142,7 @@ def open(
     from vdisk.storage.file import FileStorage
 
     row = None if format is None else find_format(format)
-    storage = source if isinstance(source, Storage) else FileStorage(source, writable=writable)
+    storage = source if isinstance(source, Storage) else FileStorage(main_file(source), writable=writable)
     try:
         if row is None:
             row = probe(storage)

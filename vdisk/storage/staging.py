@@ -26,13 +26,30 @@ class Staging:
             raise StorageError(str(target), "create", "is a folder")
         self._suffix = f".{os.urandom(4).hex()}.part"
         self._files: dict[Path, FileStorage] = {}
+        self._folder: Path | None = None
+
+    def make_folder(self) -> None:
+        """The target is to be a folder: files get their names in it. None may stand there yet."""
+        if self.target.exists():
+            raise StorageError(str(self.target), "create", "exists, and a folder does not replace it")
+        folder = self.target.with_name(f".{self.target.name}{self._suffix}")
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise StorageError(str(self.target), "create", error) from error
+        self._folder = folder
 
     def create(self, name: str | None = None) -> Storage:
         """A new empty file that will be called `name`, in the target's folder; without a name, the target itself."""
-        final = self.target if name is None else self.target.with_name(name)
+        if self._folder is not None and name is not None:
+            final = self.target / name
+        else:
+            final = self.target if name is None else self.target.with_name(name)
         if final in self._files:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
-        temporary = final.with_name(f".{final.name}{self._suffix}")
+        temporary = (
+            final.with_name(f".{final.name}{self._suffix}") if self._folder is None else self._folder / final.name
+        )
         storage = FileStorage(temporary, create=True)
         storage.name = str(final)  # errors speak of the file that the user asked for
         self._files[final] = storage
@@ -47,6 +64,9 @@ class Staging:
             # A file that stood there keeps its permissions, as it would were it written in place.
             with contextlib.suppress(OSError):
                 os.chmod(storage.path, final.stat().st_mode & 0o7777)
+        if self._folder is not None:
+            self._commit_folder(self._folder, flush)
+            return
         for final, storage in ordered:
             storage.close()
             try:
@@ -57,6 +77,20 @@ class Staging:
         if flush:
             _flush_folder(self.target.parent)
 
+    def _commit_folder(self, folder: Path, flush: bool) -> None:
+        for storage in self._files.values():
+            storage.close()
+        if flush:
+            _flush_folder(folder)
+        try:
+            os.rename(folder, self.target)
+        except OSError as error:
+            raise StorageError(str(self.target), "rename", error) from error
+        self._files.clear()
+        self._folder = None
+        if flush:
+            _flush_folder(self.target.parent)
+
     def rollback(self) -> None:
         """Remove every file that was not committed."""
         for storage in self._files.values():
@@ -64,6 +98,10 @@ class Staging:
             with contextlib.suppress(OSError):
                 storage.path.unlink()
         self._files.clear()
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+            self._folder = None
 
     def __enter__(self) -> Self:
         return self
