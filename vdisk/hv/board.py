@@ -109,10 +109,14 @@ class Board:
         device = kvm.Kvm()
         try:
             self.vm = device.create_vm()
-            self._set_up_vm()
-            self._add_devices(on_serial)
-            self._add_pci()
-            self._add_cpus(device)
+            try:
+                self._set_up_vm()
+                self._add_devices(on_serial)
+                self._add_pci()
+                self._add_cpus(device)
+            except BaseException:
+                self.close()
+                raise
         finally:
             device.close()
 
