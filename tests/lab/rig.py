@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -14,14 +13,13 @@ import vdisk
 from tests.debian import PASSWORD
 from vdisk.hv.boot import BootResult, boot
 from vdisk.hv.machine import Machine
+from vdisk.hv.profiles import Controller
 
 LOGIN_ON_SERIAL = "debian ttyS0"
 """What getty writes before `login:` on the serial port, and only there; on the screen it says tty1."""
 
 BOOT_SECONDS = 420.0
 """Debian's generic kernel is there after 60 to 150 s of the lab's clock, by how busy the machine is."""
-
-Controller = Literal["virtio-blk", "ide", "ahci"]
 
 
 def boot_image(path: Path, *, controller: Controller, cpus: int = 1, **options: Any) -> BootResult:
@@ -99,8 +97,3 @@ def session(stack: ExitStack, path: Path, *, write: bool, controller: Controller
     made = Session(machine)
     made.log_in()
     return made
-
-
-def in_lab() -> bool:
-    """Whether this is the lab."""
-    return os.environ.get("VDISK_LAB") == "1"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.rig import LOGIN_ON_SERIAL, Controller, boot_image, explain
+from tests.lab.rig import LOGIN_ON_SERIAL, boot_image, explain
+from vdisk.hv.profiles import Controller
 from vdisk.hv.signs import Stage
 
 pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -53,6 +54,13 @@ def check_login(path: Path, controller: Controller, cpus: int) -> None:
 @pytest.mark.parametrize(("file", "controller", "cpus"), pairs())
 def test_generic_kernel(images: Path, file: str, controller: Controller, cpus: int) -> None:
     check_login(images / file, controller, cpus)
+
+
+@pytest.mark.parametrize(
+    ("file", "controller"), [("debian.vmdk", "pvscsi"), ("debian-stream.vmdk", "lsi"), ("debian.vhdx", "nvme")]
+)
+def test_generic_kernel_on_rarer_controllers(images: Path, file: str, controller: Controller) -> None:
+    check_login(images / file, controller, 1)
 
 
 @pytest.mark.parametrize(
