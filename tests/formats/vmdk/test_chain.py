@@ -92,7 +92,7 @@ def test_a_missing_or_hostile_parent_is_named(tmp_path: Path) -> None:
         formats.open(tmp_path / "top.vmdk")
     with formats.open(tmp_path / "middle.vmdk", backing=False, writable=True) as disk:
         disk.descriptor.set_parent(5, "/etc/passwd")  # type: ignore[attr-defined]
-        disk._write_descriptor()  # type: ignore[attr-defined]
+        disk.write_descriptor()  # type: ignore[attr-defined]
     with pytest.raises(PolicyError, match="outside the image's folder"):
         formats.open(tmp_path / "middle.vmdk")
 
@@ -102,7 +102,7 @@ def test_a_chain_that_was_moved_is_found_beside_the_image(tmp_path: Path) -> Non
     for hint in ("/vmfs/volumes/old/middle.vmdk", "C:\\VMs\\middle.vmdk"):
         with formats.open(tmp_path / "top.vmdk", backing=False, writable=True) as disk:
             disk.descriptor.set_parent(cid_of(tmp_path / "middle.vmdk"), hint)  # type: ignore[attr-defined]
-            disk._write_descriptor()  # type: ignore[attr-defined]
+            disk.write_descriptor()  # type: ignore[attr-defined]
         with formats.open(tmp_path / "top.vmdk") as disk:
             assert disk.read(0, disk.size) == content
             assert any("found beside" in note for note in disk.describe().notes)
@@ -112,7 +112,7 @@ def test_a_parent_s_name_without_a_parent_cid_is_no_parent(tmp_path: Path) -> No
     formats.create(tmp_path / "a.vmdk", "1M")
     with formats.open(tmp_path / "a.vmdk", writable=True) as disk:
         disk.descriptor.set("parentFileNameHint", "/etc/passwd")  # type: ignore[attr-defined]
-        disk._write_descriptor()  # type: ignore[attr-defined]
+        disk.write_descriptor()  # type: ignore[attr-defined]
     with formats.open(tmp_path / "a.vmdk") as disk:
         assert disk.backing is None
         assert not any(disk.read(0, disk.size))

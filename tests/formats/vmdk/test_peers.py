@@ -91,7 +91,7 @@ def test_images_of_qemu_take_writes_of_both(tmp_path: Path, zeroed_grain: str) -
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("subformat", HOSTED)
+@pytest.mark.parametrize("subformat", [name for name in HOSTED if name != "monolithicFlat"])  # it mounts none of those
 def test_libvmdk_reads_what_is_written(tmp_path: Path, subformat: str) -> None:
     content = disk_content(4, 7 << 20)
     lay_out(tmp_path / "a.vmdk", "vmdk", {"subformat": subformat}, content)

@@ -40,6 +40,8 @@ class SparseLayout:
     unclean_shutdown: bool = False
     free_sector: int = 0
     """COWD: the first sector that is free."""
+    directory_is_lost: bool = False
+    """The grain directory lies outside the file, and the redundant one is to serve."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -61,6 +63,10 @@ class SparseLayout:
     def directory_entries(self) -> int:
         """How many grain tables the capacity calls for."""
         return -(-self.capacity_sectors // (self.grain_sectors * self.entries_per_table))
+
+    def holds_directory(self, sector: int, file_bytes: int) -> bool:
+        """Whether a grain directory at `sector` lies inside the file."""
+        return sector > 0 and sector * SECTOR_BYTES + 4 * self.directory_entries <= file_bytes
 
     @property
     def directory_sectors(self) -> int:
@@ -183,10 +189,13 @@ def _check(layout: SparseLayout, storage: Storage, where: str) -> None:
         return
     count = layout.directory_entries
     expect(count <= LARGEST_DIRECTORY_ENTRIES, "capacity", f"at most {LARGEST_DIRECTORY_ENTRIES} grain tables", count)
-    end = layout.directory_sector * SECTOR_BYTES + count * 4
-    expect(
-        layout.directory_sector > 0 and end <= storage.size,
-        "gdOffset",
-        f"a grain directory of {count} entries inside the file of {storage.size} bytes",
-        f"sector {layout.directory_sector}",
-    )
+    layout.directory_is_lost = not layout.holds_directory(layout.directory_sector, storage.size)
+    if layout.directory_is_lost:
+        redundant = layout.redundant_directory_sector
+        expect(
+            redundant is not None and layout.holds_directory(redundant, storage.size),
+            "gdOffset",
+            f"a grain directory of {count} entries inside the file of {storage.size} bytes",
+            f"sector {layout.directory_sector}",
+        )
+        layout.notes.append("the grain directory lies outside the file: the redundant one is used")

@@ -12,6 +12,7 @@ from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent
 from vdisk.block.filters import Window
 from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, Unsupported
+from vdisk.formats.check import CheckReport, Repair
 from vdisk.formats.gate import Gate
 from vdisk.formats.image import Description, Image, OpenRequest
 from vdisk.formats.vmdk.assemble import Part, Source, assemble, read_source
@@ -174,9 +175,10 @@ class VmdkImage(Image):
         descriptor = self.descriptor
         if descriptor is not None:
             descriptor.set_cid(new_cid(descriptor.cid, descriptor.parent_cid))
-            self._write_descriptor()
+            self.write_descriptor()
 
-    def _write_descriptor(self) -> None:
+    def write_descriptor(self) -> None:
+        """Bring the changed descriptor to its file."""
         source = self.source
         assert source.descriptor is not None
         raw = source.descriptor.to_bytes()
@@ -211,6 +213,12 @@ class VmdkImage(Image):
             number = self.parts.index(part) + 1
             raise StorageError(self.name, "write", f"extent {number} is RDONLY")
 
+    def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
+        from vdisk.formats.vmdk.check import check_image
+
+        with self._lock:
+            return check_image(self, repair, dry_run=dry_run)
+
     def set_backing(self, name: str | None, format: str | None) -> None:
         descriptor = self.descriptor
         if not self.writable:
@@ -226,7 +234,7 @@ class VmdkImage(Image):
                 raise OptionError(f"{self.name}: only sparse extents let a parent show through")
             descriptor.set_parent(parent_cid(self.gate, name), name)
         with self._lock:
-            self._write_descriptor()
+            self.write_descriptor()
 
     def _flush(self) -> None:
         for part in self.parts:

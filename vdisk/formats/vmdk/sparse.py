@@ -58,22 +58,28 @@ class SparseExtent(StorageDevice):
         self.layout = layout
         self._grain_bytes = layout.grain_bytes
         self._entries_per_table = layout.entries_per_table
-        self._directory = self._read_directory(layout.directory_sector)
-        self._redundant: array[int] | None = None  # read when something is written
+        directory_sector = layout.directory_sector
+        if layout.directory_is_lost:
+            assert layout.redundant_directory_sector is not None
+            directory_sector = layout.redundant_directory_sector
+        self.directory = self.read_directory(directory_sector)
+        self._redundant: array[int] | None = None  # read when it is needed
         self._tables: dict[int, array[int]] = {}
         self._most_tables = max(16, _TABLES_KEPT_BYTES // (4 * layout.entries_per_table))
         self._dirty: set[int] = set()
         self._new_tables: set[int] = set()
         self._end_sector = -(-storage.size // SECTOR_BYTES)
+        self._least_entry = ZERO_GRAIN + 1
 
     # Tables ----------------------------------------------------------------------------------------------------
 
-    def _read_directory(self, sector: int) -> array[int]:
+    def read_directory(self, sector: int) -> array[int]:
+        """The grain directory that lies at `sector`."""
         return _entries(self.storage.read(sector * SECTOR_BYTES, self.layout.directory_entries * 4))
 
     def _load(self, index: int) -> array[int]:
         """Grain table `index`, from the file; all zeros where the directory has none."""
-        sector = self._directory[index]
+        sector = self.directory[index]
         if sector == 0:
             table = array("I", bytes(4 * self._entries_per_table))
         else:
@@ -87,9 +93,21 @@ class SparseExtent(StorageDevice):
             self._tables[index] = table
         return table
 
+    @property
+    def redundant(self) -> array[int] | None:
+        """The redundant grain directory; None where there is none, or it lies outside the file."""
+        sector = self.layout.redundant_directory_sector
+        if self._redundant is None and sector is not None and self.layout.holds_directory(sector, self.storage.size):
+            self._redundant = self.read_directory(sector)
+        return self._redundant
+
     def _read_table(self, index: int, sector: int) -> bytes:
-        raw = self.storage.read(sector * SECTOR_BYTES, 4 * self._entries_per_table)
-        if len(raw) < 4 * self._entries_per_table:
+        """A table's bytes; those of its redundant copy, where the table lies outside the file."""
+        length = 4 * self._entries_per_table
+        raw = self.storage.read(sector * SECTOR_BYTES, length)
+        if len(raw) < length and self.redundant is not None:
+            raw = self.storage.read(self.redundant[index] * SECTOR_BYTES, length) if self.redundant[index] else b""
+        if len(raw) < length:
             raise Corrupt(
                 self.name,
                 f"grain directory entry {index}",
@@ -155,11 +173,10 @@ class SparseExtent(StorageDevice):
         if entry == ZERO_GRAIN and self.layout.has_zero_grains:
             return Extent(start, length, _ZERO)
         if self.layout.is_compressed:
-            if not ZERO_GRAIN < entry < self._end_sector:
-                self._check_entry(entry, start)
+            self._check_entry(entry, start)
             return self._encoded(start, length, entry, inside)
         host = entry * SECTOR_BYTES + inside
-        if entry == ZERO_GRAIN or host + length > self._end_sector * SECTOR_BYTES:
+        if entry < self._least_entry or host + length > self._end_sector * SECTOR_BYTES:
             self._check_entry(entry, start)
             if host + length > self.storage.size:
                 raise Corrupt(
@@ -171,11 +188,11 @@ class SparseExtent(StorageDevice):
         return Extent(start, length, _DATA, self.storage, host)
 
     def _check_entry(self, entry: int, start: int) -> None:
-        if not ZERO_GRAIN < entry < self._end_sector:
+        if not self._least_entry <= entry < self._end_sector:
             raise Corrupt(
                 self.name,
                 f"grain table entry of guest offset {start}",
-                expected=f"a sector inside the file of {self._end_sector} sectors",
+                expected=f"a sector from {self._least_entry} on inside the file of {self._end_sector} sectors",
                 found=entry,
             )
 
@@ -212,7 +229,7 @@ class SparseExtent(StorageDevice):
         while index < last:
             count = self._neighbours(index, min(last - index, 64 * most))
             start, stop = max(offset, index * span), min(end, (index + count) * span)
-            if self._directory[index] == 0 and not self._touches_new(index, count):
+            if self.directory[index] == 0 and not self._touches_new(index, count):
                 yield Extent(start, stop - start, _UNALLOCATED)
             else:
                 yield from self._survey_tables(index, count, most, start, stop)
@@ -222,7 +239,7 @@ class SparseExtent(StorageDevice):
         """How many tables from `index` on are all missing, or lie one behind the other in the file."""
         import numpy
 
-        entries = numpy.frombuffer(self._directory, dtype=numpy.uint32)[index : index + most].astype(numpy.int64)
+        entries = numpy.frombuffer(self.directory, dtype=numpy.uint32)[index : index + most].astype(numpy.int64)
         step = 0 if entries[0] == 0 else self.layout.table_sectors
         breaks = numpy.flatnonzero(numpy.diff(entries) != step)
         return int(breaks[0]) + 1 if len(breaks) else len(entries)
@@ -234,11 +251,11 @@ class SparseExtent(StorageDevice):
         """`_survey` of `count` neighbouring tables from `index`."""
         per_table = self._entries_per_table
         table_bytes = self.layout.table_sectors * SECTOR_BYTES
-        at = self._directory[index] * SECTOR_BYTES
+        at = self.directory[index] * SECTOR_BYTES
         if at == 0 or table_bytes != 4 * per_table or any(index <= i < index + count for i in self._dirty):
             yield from self._many(offset, end - offset)
             return
-        self._read_table(index + count - 1, self._directory[index + count - 1])  # the last one lies inside the file
+        self._read_table(index + count - 1, self.directory[index + count - 1])  # the last one lies inside the file
         import numpy
 
         for start, length, is_data in self.storage.segments(at, count * table_bytes):
@@ -267,21 +284,37 @@ class SparseExtent(StorageDevice):
 
     def _begin_write(self) -> None:
         layout = self.layout
-        if layout.redundant_directory_sector is not None and self._redundant is None:
-            end = layout.redundant_directory_sector * SECTOR_BYTES + layout.directory_entries * 4
-            if end > self.storage.size:
-                raise Corrupt(
-                    self.name,
-                    "header: rgdOffset",
-                    expected=f"a directory inside the file of {self.storage.size} bytes",
-                    found=f"sector {layout.redundant_directory_sector}",
-                )
-            self._redundant = self._read_directory(layout.redundant_directory_sector)
-        self._mark_unclean(True)
-        self._end_sector = max(self._end_sector, layout.overhead_sectors, layout.free_sector)
+        self._refuse_damaged_tables()
+        self.mark_unclean(True)
+        if layout.overhead_sectors <= self._end_sector:
+            # A write to a grain that lies among the tables would destroy them.
+            self._least_entry = max(self._least_entry, layout.overhead_sectors)
+            self._end_sector = max(self._end_sector, layout.free_sector)
         self._end_sector = -(-self._end_sector // layout.grain_sectors) * layout.grain_sectors
 
-    def _mark_unclean(self, is_unclean: bool) -> None:
+    def _refuse_damaged_tables(self) -> None:
+        """No write before every table, and every copy, has a place of its own inside the file."""
+        layout, wanted = self.layout, "every grain table in a place of its own; `check --repair all` may mend it"
+        if layout.directory_is_lost:
+            raise Corrupt(self.name, "header: gdOffset", expected=wanted, found=f"sector {layout.directory_sector}")
+        if layout.redundant_directory_sector is not None and self.redundant is None:
+            found = f"sector {layout.redundant_directory_sector}"
+            raise Corrupt(self.name, "header: rgdOffset", expected=wanted, found=found)
+        import numpy
+
+        copies = [numpy.frombuffer(self.directory, dtype=numpy.uint32)]
+        if self._redundant is not None:
+            copies.append(numpy.frombuffer(self._redundant, dtype=numpy.uint32))
+        sectors = numpy.sort(numpy.concatenate(copies).astype(numpy.int64))
+        sectors = sectors[sectors > 0]
+        step = layout.table_sectors
+        if not len(sectors):
+            return
+        if (numpy.diff(sectors) < step).any() or sectors[-1] + step > self._end_sector:
+            raise Corrupt(self.name, "grain directory", expected=wanted, found="tables that overlap or are missing")
+
+    def mark_unclean(self, is_unclean: bool) -> None:
+        """Set or clear the header's note that a program is writing the extent."""
         if self.layout.kind == "cowd":
             self.storage.write(structs.COWD_UNCLEAN_SHUTDOWN_OFFSET, int(is_unclean).to_bytes(4, "little"))
         else:
@@ -306,12 +339,21 @@ class SparseExtent(StorageDevice):
         self._end_sector = sector + count
         return sector
 
+    def reserve(self, sector: int) -> None:
+        """The file reaches to `sector` at least: what is placed from now on lies behind it."""
+        self._end_sector = max(self._end_sector, sector)
+
+    def forget_tables(self) -> None:
+        """Drop the tables that were read: they were changed in the file."""
+        with self._lock:
+            self._tables.clear()
+
     def _set(self, grain: int, entry: int) -> None:
         index, slot = divmod(grain, self._entries_per_table)
         table = self._tables.get(index) or self._load(index)
         table[slot] = entry
         self._dirty.add(index)
-        if self._directory[index] == 0:
+        if self.directory[index] == 0:
             self._new_tables.add(index)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> bool:
@@ -348,10 +390,10 @@ class SparseExtent(StorageDevice):
         self.storage.flush()
         moved = sorted(self._new_tables)
         for index in moved:
-            self._directory[index] = self._take_sectors(self.layout.table_sectors)
+            self.directory[index] = self._take_sectors(self.layout.table_sectors)
             if self._redundant is not None:
                 self._redundant[index] = self._take_sectors(self.layout.table_sectors)
-        for directory in (self._redundant, self._directory):
+        for directory in (self._redundant, self.directory):
             if directory is not None:
                 for index in sorted(self._dirty):
                     if directory[index]:
@@ -361,7 +403,7 @@ class SparseExtent(StorageDevice):
             first, last = moved[0], moved[-1] + 1
             for sector, directory in (
                 (self.layout.redundant_directory_sector, self._redundant),
-                (self.layout.directory_sector, self._directory),
+                (self.layout.directory_sector, self.directory),
             ):
                 if directory is not None:
                     assert sector is not None
@@ -383,7 +425,7 @@ class SparseExtent(StorageDevice):
     def _close(self) -> None:
         try:
             if self._has_begun and not self._dirty:
-                self._mark_unclean(False)
+                self.mark_unclean(False)
         finally:
             self.storage.close()
 

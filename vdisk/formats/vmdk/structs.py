@@ -47,6 +47,9 @@ HostedHeader = Struct(
 )
 """512 bytes: the first of a hosted sparse extent, and its footer."""
 
+CAPACITY_OFFSET = 12
+REDUNDANT_DIRECTORY_OFFSET = 48
+DIRECTORY_OFFSET = 56
 UNCLEAN_SHUTDOWN_OFFSET = 72
 
 MARKER_END_OF_STREAM = 0
