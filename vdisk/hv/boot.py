@@ -17,7 +17,7 @@ from vdisk.hv.board import Stop
 from vdisk.hv.config import Disk, Kernel
 from vdisk.hv.cpu import ExitCounts, Sample
 from vdisk.hv.machine import Machine
-from vdisk.hv.profiles import DEFAULT_PROFILE, DRIVERS, Controller, Profile, find_profile
+from vdisk.hv.profiles import CONTROLLERS, DEFAULT_PROFILE, DRIVERS, Controller, Profile, find_profile
 from vdisk.hv.signs import Stage, find_failure, find_stages, plain_text
 
 BOOT_GAP_BYTES = 1 << 20
@@ -273,6 +273,19 @@ class MachineGuest:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._idle_once: set[str] = set()
+        """Controllers seen without a driver while a kernel ran: a driver after that is the kernel's."""
+
+    def _kernels_drivers(self) -> list[str]:
+        """Controllers that a driver runs, without those that a firmware file's drivers have left running."""
+        machine = self._machine
+        live = machine.live_drivers()
+        if machine.config.firmware is None:
+            return live
+        sample = machine.sample()
+        if sample is not None and sample.mode == "long" and sample.rip & _KERNEL_HALF:
+            self._idle_once |= {name for name in CONTROLLERS if name not in live}
+        return [name for name in live if name in self._idle_once]
 
     def serial_tail(self, length: int) -> str:
         """The end of the serial port's log."""
@@ -307,7 +320,7 @@ class MachineGuest:
         furthest = max((meter.furthest_read for meter in machine.meters), default=0)
         if furthest > BOOT_GAP_BYTES:
             found[Stage.LOADER] = f"reads beyond the boot gap, up to byte {furthest}"
-        drivers = machine.live_drivers()
+        drivers = self._kernels_drivers()
         if drivers:
             found[Stage.DRIVER] = f"the guest's driver runs {', '.join(drivers)}"
             written = sum(meter.bytes_written for meter in machine.meters)

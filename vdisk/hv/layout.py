@@ -86,6 +86,9 @@ FIRMWARE_DEBUG: Final = 0x402
 FW_CFG: Final = 0x510
 ACPI_PM: Final = 0x600
 ACPI_PM_BYTES: Final = 0x40
+HOTPLUG: Final = range(0xAE00, 0xAE20)
+GPE: Final = range(0xAFE0, 0xAFE4)
+"""Where the ACPI tables inside SeaBIOS look for PCI hot plugging and general-purpose events."""
 PCI_CONFIG: Final = 0xCF8
 PCI_IO_WINDOW: Final = 0xC000
 PCI_IO_WINDOW_END: Final = 0xFFFF

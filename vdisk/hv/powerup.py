@@ -9,7 +9,7 @@ from vdisk.errors import OptionError
 from vdisk.hv import layout
 from vdisk.hv.board import Board, PciConfigAccess
 from vdisk.hv.bus import ByteWide
-from vdisk.hv.devices.debugport import DebugPort
+from vdisk.hv.devices.debugport import DebugPort, Zeros
 from vdisk.hv.devices.fw_cfg import FwCfg
 from vdisk.hv.firmware import acpi, rom
 from vdisk.hv.firmware.bios import Bios
@@ -60,6 +60,9 @@ def _power_up_file(board: Board, image: bytes) -> None:
     fw_cfg = FwCfg(config.cpus, files)
     board.bus.add_ports(layout.FW_CFG, 2, fw_cfg)
     board.bus.add_ports(layout.FIRMWARE_DEBUG, 1, DebugPort(0xE9, board.on_debug))
+    # All ones there would tell Linux that every slot's device has gone.
+    for ports in (layout.HOTPLUG, layout.GPE):
+        board.bus.add_ports(ports.start, len(ports), Zeros())
     blocks = (memory.low_bytes - 16 * layout.MIB) // (64 * layout.KIB)
     cmos[_CMOS_ABOVE_16M : _CMOS_ABOVE_16M + 2] = max(0, blocks).to_bytes(2, "little")
     cmos[_CMOS_ABOVE_4G : _CMOS_ABOVE_4G + 3] = (memory.high_bytes >> 16).to_bytes(3, "little")

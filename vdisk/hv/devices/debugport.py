@@ -1,4 +1,4 @@
-"""Ports that only take bytes: the debug console of Bochs (E9h), SeaBIOS' log (402h), POST codes."""
+"""Ports with hardly anything behind: the debug console of Bochs (E9h), SeaBIOS' log (402h), POST codes, latches."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ class Latch:
         """Keep it."""
         end = min(offset + size, len(self._values))
         self._values[offset:end] = value.to_bytes(size, "little")[: end - offset]
+
+
+class Zeros:
+    """Registers that read as zero, where all ones would mean that everything has happened: events, hot plugging."""
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing."""
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Nothing to acknowledge."""
