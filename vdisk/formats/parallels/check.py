@@ -13,6 +13,7 @@ from vdisk.formats.parallels.hds import HdsImage
 from vdisk.formats.parallels.image import ParallelsImage
 
 _COPY_BYTES = 1 << 20
+_PAGE_BYTES = 4096
 
 
 class _Fault(NamedTuple):
@@ -115,7 +116,9 @@ def _leaks(image: HdsImage) -> Iterator[_Fault]:
     """Space that nothing refers to, and that takes room: holes in the file do not."""
     for start, end in list(image.places().free_ranges()):
         stop = min(end, image.storage.size)
-        held = sum(length for _, length, is_data in image.storage.segments(start, stop - start) if is_data)
+        # A hole is made of whole pages: what is left of one at either end is no leak.
+        first, last = -(-start // _PAGE_BYTES) * _PAGE_BYTES, stop // _PAGE_BYTES * _PAGE_BYTES
+        held = sum(length for _, length, is_data in image.storage.segments(first, max(0, last - first)) if is_data)
         if not held:
             continue
 

@@ -45,6 +45,7 @@ class HdsImage(BlockMapImage, ParallelsImage):
             self._table = array("I", bytes(4 * header.bat_entries))
         self._file_bytes = storage.size
         self._is_marked = False
+        self._closed_mark = structs.CLOSED
         self._changed: set[int] = set()
         """Pieces of the table that are not in the file yet, by their first entry over 65536."""
         self._freed: list[int] = []
@@ -142,6 +143,8 @@ class HdsImage(BlockMapImage, ParallelsImage):
             self.storage.write(structs.HEADER_BYTES, bytes(4 * header.bat_entries))
             self.storage.flush()
             header.flags &= ~structs.EMPTY_IMAGE
+        if header.in_use not in (0, structs.IN_USE):
+            self._closed_mark = header.in_use
         header.in_use = structs.IN_USE
         self._is_marked = True
         self.write_header()
@@ -262,7 +265,7 @@ class HdsImage(BlockMapImage, ParallelsImage):
         try:
             if self._is_marked and not self._changed:
                 self.storage.flush()
-                self.header.in_use = structs.CLOSED
+                self.header.in_use = self._closed_mark
                 self.write_header()
         finally:
             self.storage.close()

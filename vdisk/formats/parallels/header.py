@@ -23,6 +23,7 @@ class Header:
     bat_entries: int
     disk_sectors: int
     in_use: int = 0
+    """`IN_USE`, or what the program that closed it writes: the specification's `CLOSED`, Parallels 17 has "pd17"."""
     data_sector: int = 0
     flags: int = 0
     extension_sector: int = 0
@@ -134,10 +135,6 @@ class Header:
         if self.is_version_2 and (self.data_sector == 0 or self.data_sector % self.cluster_sectors):
             raise Corrupt(
                 file, "data offset", expected=f"a multiple of {self.cluster_sectors} sectors", found=self.data_sector
-            )
-        if self.in_use not in (0, structs.IN_USE, structs.CLOSED):
-            raise Corrupt(
-                file, "in_use", expected=f"0, {structs.IN_USE:#x} or {structs.CLOSED:#x}", found=f"{self.in_use:#x}"
             )
         if self.extension_offset > MAX_OFFSET:
             raise Corrupt(file, "extension offset", expected="an offset in the file", found=self.extension_sector)
