@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import threading
 import time
@@ -36,7 +35,7 @@ from vdisk.hv.devices.pci import PciHost
 from vdisk.hv.devices.rtc import Rtc
 from vdisk.hv.devices.serial import Serial
 from vdisk.hv.devices.vga import Vga
-from vdisk.hv.memory import GuestMemory
+from vdisk.hv.memory import GuestMemory, host_address
 
 _MSR_MISC_ENABLE, _MSR_MTRR_DEFAULT = 0x1A0, 0x2FF
 _FAST_STRINGS = 1
@@ -57,14 +56,6 @@ class Stop:
 
     reason: str
     detail: object = None
-
-
-def host_address(mapping: mmap.mmap) -> int:
-    """Where a mapping begins in this process, without keeping it from being closed."""
-    first = ctypes.c_char.from_buffer(mapping)
-    address = ctypes.addressof(first)
-    del first
-    return address
 
 
 class PciConfigAccess:
@@ -132,7 +123,7 @@ class Board:
         for irq in {*layout.PCI_IRQS, layout.SCI_IRQ}:  # level-triggered, as a BIOS sets the ELCR
             pic.pic.elcr |= 1 << irq - 8
         vm.set_pic(pic)
-        base = host_address(memory.mapping)
+        base = memory.host_base
         if self.config.firmware is None:
             # Our ROM is read-only to the guest, as a ROM is; the rest of low memory is RAM.
             vm.add_memory(0, base, layout.FIRMWARE)

@@ -7,6 +7,7 @@ and fill them in place: no copy lies between a disk image and the guest.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from typing import Final
 
@@ -14,6 +15,15 @@ from vdisk.errors import HypervisorError, OptionError
 from vdisk.hv import layout
 
 PAGE_BYTES: Final = 4096
+HUGE_PAGE_BYTES: Final = 2 << 20
+
+
+def host_address(mapping: mmap.mmap) -> int:
+    """Where a mapping begins in this process, without keeping it from being closed."""
+    first = ctypes.c_char.from_buffer(mapping)
+    address = ctypes.addressof(first)
+    del first
+    return address
 
 
 class GuestMemoryError(HypervisorError):
@@ -42,20 +52,24 @@ class GuestMemory:
         """Bytes of RAM from address 0 on; what remains of `size_bytes` begins at 4 GiB."""
         self.high_bytes: int = size_bytes - self.low_bytes
         self._high_end = layout.HIGH_RAM_BASE + self.high_bytes
+        # Guest address 0 lies at a multiple of 2 MiB, so that the kernel can map the guest by huge pages.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
         try:
-            self._mapping = mmap.mmap(-1, size_bytes, flags=flags)
+            self._mapping = mmap.mmap(-1, size_bytes + HUGE_PAGE_BYTES, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise HypervisorError(f"guest memory: cannot map {size_bytes} bytes: {error}") from error
-        self._bytes = memoryview(self._mapping)
-
-    @property
-    def mapping(self) -> mmap.mmap:
-        """The whole of RAM as the host sees it: low part first. For memory slots; devices use `view`."""
-        return self._mapping
+        begin = host_address(self._mapping)
+        skipped = -begin % HUGE_PAGE_BYTES
+        self.host_base: int = begin + skipped
+        """Where RAM begins in this process: the low part first, the high part behind it. For memory slots."""
+        self._bytes = memoryview(self._mapping)[skipped : skipped + size_bytes]
+        try:
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, AttributeError):  # a kernel without them; small pages serve
+            pass
 
     def host_offset(self, address: int, length: int) -> int:
-        """Where in `mapping` the guest's range `address`, `length` begins."""
+        """How far behind `host_base` the guest's range `address`, `length` begins."""
         if length < 0 or address < 0:
             raise GuestMemoryError(address, length)
         end = address + length
