@@ -44,6 +44,9 @@ Examples:
     "--threads", type=click.IntRange(1, 64), metavar="N", help="So many workers; without it, one a processor."
 )
 @click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal only.")
+@click.option(
+    "--flush/--no-flush", default=None, help="Wait until the disk has it; by default where an image is replaced."
+)
 @click.option("--dry-run", is_flag=True, help="Plan, say what would be done, and leave no target.")
 @reference_options
 @json_option
@@ -59,6 +62,7 @@ def command(
     source_backing_format: str | None,
     threads: int | None,
     progress: bool | None,
+    flush: bool | None,
     dry_run: bool,
     allow: Sequence[str],
     no_references: bool,
@@ -94,6 +98,7 @@ def command(
             allow=allow,
             references=not no_references,
             dry_run=dry_run,
+            flush=flush,
         )
     if as_json:
         print_json({name.replace("_", "-"): value for name, value in done._asdict().items()})

@@ -46,13 +46,14 @@ def convert(
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
     dry_run: bool = False,
+    flush: bool | None = None,
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
 
     The target's format is that of its suffix, where `target_format` does not name it; `options` are the format's. With
     `backing`, a name as the target shall have it, only what differs from that image is stored. The target appears when
-    it is whole: until then an image that stood there is as it was. `progress` is called with the bytes done and the
-    bytes in all.
+    it is whole: until then an image that stood there is as it was. `flush` waits until the disk has it; without a word
+    on it that is done where an image is replaced. `progress` is called with the bytes done and the bytes in all.
 
     Raises a `VdiskError`; nothing of the target is left then.
     """
@@ -63,12 +64,12 @@ def convert(
     ) as disk:
         _refuse_own_files(disk, target)
         if backing is None:
-            return _convert(disk, target, row, options or {}, compress, None, threads, progress, dry_run)
+            return _convert(disk, target, row, options or {}, compress, None, threads, progress, dry_run, flush)
         if backing_format is None:
             raise OptionError("the format of a backing file is not guessed: name it")
         with formats.open_backing(target, backing, backing_format, allow=allow, references=references) as behind:
             named = Backing(backing, behind.format_name, behind)
-            return _convert(disk, target, row, options or {}, compress, named, threads, progress, dry_run)
+            return _convert(disk, target, row, options or {}, compress, named, threads, progress, dry_run, flush)
 
 
 def _convert(
@@ -81,6 +82,7 @@ def _convert(
     threads: int | None,
     progress: Progress | None,
     dry_run: bool,
+    flush: bool | None,
 ) -> Conversion:
     from vdisk.converter.plan import Action, make_plan
     from vdisk.storage.staging import Staging
@@ -95,7 +97,7 @@ def _convert(
             engine = Engine(disk, writer, plan, threads or max(2, os.cpu_count() or 1), progress)
             engine.run()
             writer.finish()
-            staging.commit()
+            staging.commit(flush=flush)
             written = engine.written_bytes
     totals = plan.total_bytes
     return Conversion(

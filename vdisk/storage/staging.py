@@ -16,8 +16,8 @@ class Staging:
     """The files of one image in the making, beside the place where they will stand.
 
     Use as a context manager: leaving it without `commit()` removes everything, and what stood under the
-    final names stays as it was. `commit()` flushes every file first and renames the main file last: until then
-    an older image under the same name is whole.
+    final names stays as it was. `commit()` renames the main file last: until then an older image under the same
+    name is whole.
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
@@ -55,8 +55,14 @@ class Staging:
         self._files[final] = storage
         return storage
 
-    def commit(self, *, flush: bool = True) -> None:
-        """Flush all files, then rename them to their final names, the target last."""
+    def commit(self, *, flush: bool | None = None) -> None:
+        """Rename all files to their final names, the target last; `flush` waits until the disk has them first.
+
+        Without a word on it they are flushed when they replace an image: a loss of power then leaves the old one or
+        the new one. A new name has nothing to lose, and waiting costs as much as converting (docs/adr/0002).
+        """
+        if flush is None:
+            flush = any(final.exists() for final in self._files)
         ordered = sorted(self._files.items(), key=lambda item: item[0] == self.target)
         for final, storage in ordered:
             if flush:
