@@ -191,7 +191,8 @@ def test_grains_that_share_a_place_are_parted(tmp_path: Path) -> None:
     assert check(path, Repair.ALL).exit_status == 0
     assert not check(path).findings
     with formats.open(path, writable=True) as disk:
-        assert disk.read(0, disk.size) == before
+        assert disk.read(0, 11 * GRAIN) == before[: 11 * GRAIN]  # what grain 11 was, nobody knows
+        assert disk.read(12 * GRAIN, disk.size - 12 * GRAIN) == before[12 * GRAIN :]
         disk.write(10 * GRAIN, b"x" * GRAIN)
         assert disk.read(0, GRAIN) == before[:GRAIN]
 

@@ -92,7 +92,11 @@ class ExtentCheck:
             report.fragmented_clusters = (report.fragmented_clusters or 0) + int(
                 numpy.count_nonzero(numpy.diff(grains) != layout.grain_sectors)
             )
-            self._check_overlaps(grains)
+            if self._check_overlaps(grains) and self.mends_all:
+                self.report = CheckReport()  # all has been said; only the new places are asked for
+                grains = self._check_tables()
+                grains.sort()
+                self.report = report
             self._check_leaks(grains)
         if layout.unclean_shutdown:
             if self.mends_leaks:
@@ -341,8 +345,8 @@ class ExtentCheck:
                 ]
         return sorted(found)
 
-    def _check_overlaps(self, grains: Array) -> None:
-        """No grain shares a sector with another, or with metadata. `grains` is sorted."""
+    def _check_overlaps(self, grains: Array) -> bool:
+        """Whether a grain shares a sector with another, or with metadata. `grains` is sorted."""
         import numpy
 
         size = self.layout.grain_sectors
@@ -354,7 +358,7 @@ class ExtentCheck:
                 if bad.get(sector, "another grain") == "another grain":
                     bad[sector] = name
         if not bad:
-            return
+            return False
         seen: set[int] = set()
         wanted = numpy.array(sorted(bad), dtype=numpy.uint32)
         for index, own in self._batches(self.directory):
@@ -365,6 +369,7 @@ class ExtentCheck:
                 if is_first and bad[sector] == "another grain" and self._begins_a_group(grains, sector):
                     continue
                 self._give_own_place(index * self.layout.entries_per_table + slot, sector, bad[sector])
+        return True
 
     def _begins_a_group(self, grains: Array, sector: int) -> bool:
         """Whether no other grain begins before `sector` and reaches into it."""

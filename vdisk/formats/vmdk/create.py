@@ -34,7 +34,7 @@ SUBFORMATS = (
 )
 ADAPTER_TYPES = ("ide", "lsilogic", "buslogic", "legacyESX", "pvscsi")
 
-_SPLIT_SECTORS = 4192256
+SPLIT_SECTORS = 4192256
 """An extent of the twoGbMaxExtent kinds, as VMware cuts them: 2047 MiB, so that tables keep the file under 2 GiB."""
 _LARGEST_DISK_BYTES = 1 << 53
 _CAN_BACK = ("monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse")
@@ -169,8 +169,8 @@ class VmdkWriter(Writer):
             case "twoGbMaxExtentFlat" | "twoGbMaxExtentSparse":
                 is_flat = self.subformat.endswith("Flat")
                 lines = []
-                for number, start in enumerate(range(0, max(sectors, 1), _SPLIT_SECTORS), 1):
-                    length = min(_SPLIT_SECTORS, sectors - start)
+                for number, start in enumerate(range(0, max(sectors, 1), SPLIT_SECTORS), 1):
+                    length = min(SPLIT_SECTORS, sectors - start)
                     name = f"{stem}-{'f' if is_flat else 's'}{number:03d}{suffix}"
                     lines.append(
                         ExtentLine("RW", length, "FLAT" if is_flat else "SPARSE", name, 0 if is_flat else None)

@@ -47,8 +47,19 @@ class VmdkImage(Image):
         self.descriptor = source.descriptor
         self.parts = parts
         self.gate = gate
-        self._starts = [part.start for part in parts]
-        self._only = parts[0].device if len(parts) == 1 else None
+        self.parts_changed()
+
+    def parts_changed(self) -> None:
+        """Take note of other parts, or of other lengths of them."""
+        self._starts = [part.start for part in self.parts]
+        self._only = self.parts[0].device if len(self.parts) == 1 else None
+
+    def attach_backing(self) -> None:
+        """Put the parent behind parts that are new or longer."""
+        behind = _Behind(self.backing, len(self.parts) == 1)
+        for part in self.parts:
+            if isinstance(part.device, SparseExtent):
+                part.device.backing = behind(part.start, part.length)
 
     @classmethod
     def open(cls, storage: Storage, request: OpenRequest) -> Self:
@@ -218,6 +229,12 @@ class VmdkImage(Image):
 
         with self._lock:
             return check_image(self, repair, dry_run=dry_run)
+
+    def resize(self, size: int, *, shrink: bool = False) -> None:
+        from vdisk.formats.vmdk.resize import resize_image
+
+        with self._lock:
+            resize_image(self, size, shrink=shrink)
 
     def set_backing(self, name: str | None, format: str | None) -> None:
         descriptor = self.descriptor

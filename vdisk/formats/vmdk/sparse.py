@@ -290,7 +290,7 @@ class SparseExtent(StorageDevice):
             # A write to a grain that lies among the tables would destroy them.
             self._least_entry = max(self._least_entry, layout.overhead_sectors)
             self._end_sector = max(self._end_sector, layout.free_sector)
-        self._end_sector = -(-self._end_sector // layout.grain_sectors) * layout.grain_sectors
+        self.align_end()
 
     def _refuse_damaged_tables(self) -> None:
         """No write before every table, and every copy, has a place of its own inside the file."""
@@ -323,7 +323,7 @@ class SparseExtent(StorageDevice):
     def _place(self, offset: int, data: memoryview) -> None:
         layout = self.layout
         count = -(-len(data) // self._grain_bytes)
-        sector = self._take_sectors(count * layout.grain_sectors)
+        sector = self.take_sectors(count * layout.grain_sectors)
         self.storage.write(sector * SECTOR_BYTES, data)
         if len(data) < count * self._grain_bytes:  # the disk ends inside its last grain; the file does not
             self.storage.write((sector + count * layout.grain_sectors) * SECTOR_BYTES - 1, b"\0")
@@ -331,7 +331,7 @@ class SparseExtent(StorageDevice):
         for step in range(count):
             self._set(grain + step, sector + step * layout.grain_sectors)
 
-    def _take_sectors(self, count: int) -> int:
+    def take_sectors(self, count: int) -> int:
         """Room at the end of the file."""
         sector = self._end_sector
         if sector + count > _LAST_SECTOR:
@@ -339,9 +339,41 @@ class SparseExtent(StorageDevice):
         self._end_sector = sector + count
         return sector
 
+    @property
+    def end_sector(self) -> int:
+        """Behind the last sector that is given away."""
+        return self._end_sector
+
+    def align_end(self) -> None:
+        """Let what is placed next lie on a grain's edge."""
+        grain_sectors = self.layout.grain_sectors
+        self._end_sector = -(-self._end_sector // grain_sectors) * grain_sectors
+
     def reserve(self, sector: int) -> None:
         """The file reaches to `sector` at least: what is placed from now on lies behind it."""
         self._end_sector = max(self._end_sector, sector)
+
+    def place_of_grain(self, grain: int) -> int | None:
+        """The file's offset of a grain that is stored."""
+        index, slot = divmod(grain, self._entries_per_table)
+        entry = (self._tables.get(index) or self._load(index))[slot]
+        return entry * SECTOR_BYTES if entry > ZERO_GRAIN else None
+
+    def clear_entries(self, first_grain: int, *, unmap: bool = False) -> None:
+        """Forget every grain from `first_grain` on, to the tables' end; with `unmap`, give their space back."""
+        for index in range(first_grain // self._entries_per_table, len(self.directory)):
+            if self.directory[index] == 0 and index not in self._new_tables:
+                continue
+            table = self._tables.get(index) or self._load(index)
+            for slot in range(max(0, first_grain - index * self._entries_per_table), self._entries_per_table):
+                if table[slot]:
+                    if unmap and ZERO_GRAIN < table[slot] < self._end_sector:
+                        self.storage.zero(table[slot] * SECTOR_BYTES, self._grain_bytes)
+                    self._set(index * self._entries_per_table + slot, 0)
+
+    def replace_redundant(self, entries: array[int]) -> None:
+        """Take another redundant directory."""
+        self._redundant = entries
 
     def forget_tables(self) -> None:
         """Drop the tables that were read: they were changed in the file."""
@@ -390,9 +422,9 @@ class SparseExtent(StorageDevice):
         self.storage.flush()
         moved = sorted(self._new_tables)
         for index in moved:
-            self.directory[index] = self._take_sectors(self.layout.table_sectors)
+            self.directory[index] = self.take_sectors(self.layout.table_sectors)
             if self._redundant is not None:
-                self._redundant[index] = self._take_sectors(self.layout.table_sectors)
+                self._redundant[index] = self.take_sectors(self.layout.table_sectors)
         for directory in (self._redundant, self.directory):
             if directory is not None:
                 for index in sorted(self._dirty):
