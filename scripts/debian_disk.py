@@ -271,6 +271,8 @@ def cached(name: str, digest: str, make: Callable[[Path, Path], None], *, force:
         with contextlib.suppress(OSError, ValueError):
             if not force and target.exists() and json.loads(about.read_text())["digest"] == digest:
                 return target
+        for left in cache.glob(f"{name}.*/"):  # by a build that was killed; nobody else builds while we have the lock
+            shutil.rmtree(left, ignore_errors=True)
         say(f"building {target} (once; a few minutes)")
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=cache) as folder:
