@@ -31,7 +31,7 @@ run: setup ## convert samples/hello.vmdk to qcow2, show what came out, boot it
 	$(VDISK) convert samples/hello.vmdk build/run/hello.qcow2
 	$(VDISK) info build/run/hello.qcow2
 	@test -w /dev/kvm || scripts/setup-peers.sh --if-allowed  # without KVM, QEMU boots it
-	$(VDISK) boot --expect "is running" build/run/hello.qcow2
+	$(VDISK) boot --expect "Hello from vdisk" build/run/hello.qcow2
 
 check: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .
