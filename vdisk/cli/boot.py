@@ -13,6 +13,7 @@ from vdisk.cli.common import SIZE, image_options, json_option, open_image, print
 if TYPE_CHECKING:
     from vdisk.hv.boot import BootResult
     from vdisk.hv.machine import Machine
+    from vdisk.hv.signs import Stage
 
 _PROFILES = ("kvm", "vmware", "virtualbox", "hyper-v", "xen", "parallels")
 _CONTROLLERS = ("virtio-blk", "ide", "ahci", "lsi", "pvscsi", "nvme")
@@ -73,7 +74,7 @@ def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
         if options["interactive"]:
             _run_interactive(disks, options)
             return
-        result = _run(disks, options)
+        result = _run(disks, options, tells=not as_json)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -116,7 +117,7 @@ def _machine_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
+def _run(disks: list[Any], options: dict[str, Any], *, tells: bool) -> BootResult:
     from vdisk.serve.engines import boot
 
     def at_end(machine: Machine) -> None:
@@ -135,6 +136,7 @@ def _run(disks: list[Any], options: dict[str, Any]) -> BootResult:
         timeout=options["timeout"],
         keys=options["keys"],
         on_serial=log.write if log is not None else None,
+        on_stage=_tell if tells else None,
         on_machine=at_end,
         **_machine_options(options),
     )
@@ -175,10 +177,13 @@ def _run_interactive(disks: list[Any], options: dict[str, Any]) -> None:
             click.echo(f"{machine.stop.reason}{f': {machine.stop.detail}' if machine.stop.detail else ''}")
 
 
+def _tell(stage: Stage, sign: str, seconds: float) -> None:
+    """One line for each stage, when it is reached."""
+    click.echo(f"{seconds:8.2f} s  {stage.title}: {sign}")
+
+
 def _show(result: BootResult) -> None:
     """The verdict for people."""
-    for stage, sign in sorted(result.evidence.items()):
-        click.echo(f"{result.seconds.get(stage, 0.0):8.2f} s  {stage.title}: {sign}")
     word = "booted" if result.ok else "inconclusive" if not result.conclusive else "failed"
     click.echo(f"{word}: {result.kind}: {result.reason}")
     for note in result.notes:

@@ -38,6 +38,10 @@ _SAMPLES_FOR_STANDSTILL = 20
 _KERNEL_HALF = 1 << 63
 
 
+OnStage = Callable[[Stage, str, float], None]
+"""Told of each stage when it is reached: the stage, its sign, the seconds from the start."""
+
+
 class Guest(Protocol):
     """What a watcher sees of a running system."""
 
@@ -127,13 +131,20 @@ class BootResult:
 class Watcher:
     """Climbs the ladder. `look` says True once there is nothing more to wait for; `kind` and `reason` then say why."""
 
-    def __init__(self, guest: Guest, expect: str | None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        expect: str | None,
+        now: Callable[[], float] = time.monotonic,
+        on_stage: OnStage | None = None,
+    ) -> None:
         self.evidence: dict[Stage, str] = {}
         self.seconds: dict[Stage, float] = {}
         self.kind = ""
         self.reason = ""
         self.ok = False
         self._guest = guest
+        self._on_stage = on_stage
         self._expect = expect
         self._now = now
         self._start = now()
@@ -158,6 +169,8 @@ class Watcher:
             self.evidence[stage] = sign
             self.seconds[stage] = self._now() - self._start
             self._changed_at = self._now()
+            if self._on_stage is not None:
+                self._on_stage(stage, sign, self.seconds[stage])
 
     def _end(self, kind: str, reason: str, *, ok: bool = False) -> bool:
         self.kind, self.reason, self.ok = kind, reason, ok
@@ -344,13 +357,15 @@ def boot(
     keys: str = "",
     write: bool = False,
     on_serial: Callable[[bytes], None] | None = None,
+    on_stage: OnStage | None = None,
     on_machine: Callable[[Machine], None] | None = None,
 ) -> BootResult:
     """Boot `disks` and say how far the system came. The disks stay unchanged unless `write`, and open in any case.
 
     `expect` is a text to wait for on the screen or the serial port; without one a login prompt ends the run, or the
     furthest sign of life after which nothing more happens. `keys` are typed from the start on (`keys.parse_keys`).
-    `on_serial` gets what the guest sends; `on_machine` is called with the machine at the end, before it is closed.
+    `on_serial` gets what the guest sends, `on_stage` each stage as it is reached; `on_machine` is called with the
+    machine at the end, before it is closed.
     """
     rows = [disks] if isinstance(disks, BlockDevice | Disk) else list(disks)
     chosen = profile if isinstance(profile, Profile) else find_profile(profile)
@@ -369,7 +384,7 @@ def boot(
     with machine:
         guest = MachineGuest(machine)
         machine.start()
-        watcher = Watcher(guest, expect)
+        watcher = Watcher(guest, expect, on_stage=on_stage)
         if keys:
             machine.type_keys(keys)
         deadline = time.monotonic() + timeout

@@ -23,7 +23,7 @@ from vdisk.block.device import BlockDevice
 from vdisk.block.overlay import Overlay
 from vdisk.errors import HypervisorError, OptionError
 from vdisk.hv.board import Stop
-from vdisk.hv.boot import BOOT_GAP_BYTES, BootResult, Watcher
+from vdisk.hv.boot import BOOT_GAP_BYTES, BootResult, OnStage, Watcher
 from vdisk.hv.config import Disk, Kernel, guess_kind
 from vdisk.hv.cpu import Sample
 from vdisk.hv.devices.vga import decode_cells
@@ -267,6 +267,7 @@ def boot_in_qemu(
     keys: str = "",
     write: bool = False,
     on_serial: Callable[[bytes], object] | None = None,
+    on_stage: OnStage | None = None,
     emulate: bool = False,
 ) -> BootResult:
     """Like `vdisk.hv.boot.boot`, in QEMU: with KVM if there is one, else or if `emulate` in its own emulation.
@@ -304,7 +305,7 @@ def boot_in_qemu(
             stack.callback(qmp.close)
             guest = QemuGuest(qmp, folder, meters)
             qmp.command("cont")
-            watcher = Watcher(guest, expect)
+            watcher = Watcher(guest, expect, on_stage=on_stage)
             _watch(guest, watcher, qmp, parse_keys(keys), timeout, expect)
             serial = guest.serial(1 << 20)
             screen = guest.screen_text()
