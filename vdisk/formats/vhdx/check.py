@@ -101,7 +101,8 @@ def _log(image: VhdxImage) -> Iterator[_Fault]:
     if image.log_waits:
         yield _Fault(Severity.LEAK, "log", "holds changes that are not in place yet", "replayed", lambda: None)
     elif image.header.log_guid != NO_GUID:
-        yield _Fault(Severity.LEAK, "log", "is said to be in use and holds no whole entry", "emptied", lambda: None)
+        message = "is said to be in use and holds no whole entry"
+        yield _Fault(Severity.CORRUPTION, "log", message, "emptied", lambda: None)
 
 
 def _entries(image: VhdxImage) -> Iterator[_Fault]:
@@ -178,6 +179,7 @@ def _leaks(image: VhdxImage) -> Iterator[_Fault]:
 
         def release(start: int = start, stop: int = stop) -> None:
             if stop == image.storage.size:
+                image.empty_log()
                 image.storage.truncate(-(-start // MIB) * MIB)
             else:
                 image.storage.zero(start, stop - start)

@@ -39,7 +39,7 @@ class VhdxWriter(Writer):
         Option("block_size", "size", "power of two from 1M to 256M; by default 1M, more for disks above 128 GiB"),
         Option("log_size", "size", "multiple of 1M", MIB),
         Option("logical_sector_size", "size", "512 or 4096", 512),
-        Option("physical_sector_size", "size", "512 or 4096", 4096),
+        Option("physical_sector_size", "size", "512 or 4096 (default: 4096, or the backing file's)"),
         Option("block_state_zero", "bool", "mark blocks that are not there as zeros, as qemu-img does", False),
     )
     unit_bytes = 64 << 10
@@ -57,7 +57,7 @@ class VhdxWriter(Writer):
         chosen = self.options
         sector = chosen["logical_sector_size"]
         for name in ("logical_sector_size", "physical_sector_size"):
-            if chosen[name] not in (512, 4096):
+            if chosen[name] not in (None, 512, 4096):
                 raise OptionError(f"vhdx: option {name}: expected 512 or 4096, found {chosen[name]}")
         if chosen["log_size"] % MIB or not MIB <= chosen["log_size"] <= 256 * MIB:
             raise OptionError(
@@ -71,7 +71,7 @@ class VhdxWriter(Writer):
             block_bytes=self._block_bytes(disk_bytes),
             disk_bytes=disk_bytes,
             logical_sector_bytes=sector,
-            physical_sector_bytes=chosen["physical_sector_size"],
+            physical_sector_bytes=chosen["physical_sector_size"] or 4096,
             leaves_blocks_allocated=self._is_fixed,
             page_83_data=uuid4(),
         )
@@ -110,6 +110,11 @@ class VhdxWriter(Writer):
                 f"vhdx: option logical_sector_size: expected that of the backing file, "
                 f"{parent.metadata.logical_sector_bytes}, found {self._metadata.logical_sector_bytes}"
             )
+        # What describes the disk, and not the file, comes from the parent (2.6.1.2).
+        self._metadata.page_83_data = parent.metadata.page_83_data
+        if self.options["physical_sector_size"] is None:
+            self._metadata.physical_sector_bytes = parent.metadata.physical_sector_bytes
+        self._metadata.others = [i for i in parent.metadata.others if i.flags & structs.IS_VIRTUAL_DISK_ITEM]
         self._metadata.has_parent = True
         self._metadata.locator = make_locator(backing.name, parent.data_write_guid)
 

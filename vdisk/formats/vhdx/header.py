@@ -237,11 +237,8 @@ def build_region_table(bat: Region, metadata: Region) -> bytes:
     return sealed(data.ljust(structs.REGION_BYTES, b"\0"))
 
 
-def move_bat(storage: Storage, bat: Region) -> None:
-    """Let the region tables name another place for the BAT, where a copy of it lies by now.
-
-    The second table changes first: the first, while it is whole, is the one that counts.
-    """
+def table_with_bat_at(storage: Storage, bat: Region) -> bytes:
+    """The region table in `storage` with another place for the BAT; all else in it stays."""
     data = next(
         table
         for table in (bytearray(storage.read(offset, structs.REGION_BYTES)) for offset in structs.REGION_OFFSETS)
@@ -249,7 +246,4 @@ def move_bat(storage: Storage, bat: Region) -> None:
     )
     at = data.index(structs.BAT_REGION.bytes_le)
     data[at + 16 : at + 28] = bat.offset.to_bytes(8, "little") + bat.length.to_bytes(4, "little")
-    sealed_table = sealed(bytes(data))
-    for offset in reversed(structs.REGION_OFFSETS):
-        storage.write(offset, sealed_table)
-        storage.flush()
+    return sealed(bytes(data))

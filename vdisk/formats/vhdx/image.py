@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from vdisk.block.device import StorageDevice
-from vdisk.block.extent import Extent, Kind, coalesce
-from vdisk.errors import Corrupt, StorageError, Unsupported
+from vdisk.block.extent import Kind, coalesce
+from vdisk.errors import StorageError, Unsupported
 from vdisk.formats.check import CheckReport, Repair
 from vdisk.formats.gate import Gate
-from vdisk.formats.holes import with_holes
-from vdisk.formats.image import Description, Image, OpenRequest
-from vdisk.formats.runs import runs_of
+from vdisk.formats.image import Description, OpenRequest
 from vdisk.formats.vhdx import structs
+from vdisk.formats.vhdx.blocks import VhdxBlocks
 from vdisk.formats.vhdx.header import (
     Header,
     HeaderWriter,
@@ -36,20 +33,16 @@ from vdisk.formats.vhdx.structs import (
     OFFSET_MASK,
     PARTIALLY_PRESENT,
     STATE_MASK,
-    UNMAPPED_095,
     ZERO,
 )
-from vdisk.formats.vhdx.tables import BlockTable, PageCache, SectorBitmap, host_of
+from vdisk.formats.vhdx.tables import host_of
 from vdisk.storage.base import Storage
 
-_FEW_BLOCKS = 64
-"""Runs of fewer blocks are walked in Python: numpy would cost more than it gains."""
-_WINDOW_BLOCKS = 1 << 18
 _MOST_CHANGED_SECTORS = 2048
 """Changed metadata sectors, 8 MiB, that are kept in memory before they are written."""
 
 
-class VhdxImage(StorageDevice, Image):
+class VhdxImage(VhdxBlocks):
     """A VHDX file. A log that waits for replay is replayed in memory, and in the file once something is written.
 
     `block_size`, in which a write allocates, is the logical sector: a new block's other sectors are zeros in the
@@ -68,24 +61,17 @@ class VhdxImage(StorageDevice, Image):
         *,
         log_waits: bool,
     ) -> None:
-        super().__init__(
-            storage, metadata.disk_bytes, writable=request.writable, block_size=metadata.logical_sector_bytes
-        )
-        self.regions = regions
-        self.metadata = metadata
+        super().__init__(storage, regions, metadata, writable=request.writable)
         self.gate: Gate = request.gate
         self._header = header
         self._log_waits = log_waits
         self._log: LogWriter | None = None
-        self.pages = PageCache(storage)
         self._freed: list[int] = []
         """Places of blocks given up since the last flush: not to be used again before it."""
         self._free: list[int] = []
         """Places of blocks that hold zeros and belong to none."""
         self._gaps: list[int] = []
         """Places of that size that nothing refers to, and that hold anything."""
-        self.take_geometry()
-        self._file_bytes = storage.size
 
     @classmethod
     def open(cls, storage: Storage, request: OpenRequest) -> Self:
@@ -141,6 +127,8 @@ class VhdxImage(StorageDevice, Image):
             specific["parent-linkage"] = metadata.locator.get(LINKAGE, "")
         if self._log_waits:
             notes.append("the log holds changes that are not in place yet; they are read as if they were")
+        elif header.log_guid != NO_GUID and self._log is None:
+            notes.append("the log is said to be in use and holds no whole entry: what it held is lost")
         return Description(
             cluster_size=metadata.block_bytes,
             is_dirty=self._log_waits,
@@ -167,133 +155,6 @@ class VhdxImage(StorageDevice, Image):
         with self._lock:
             set_parent(self, name, format)
 
-    # Reading ---------------------------------------------------------------------------------------------------
-
-    def take_geometry(self) -> None:
-        """Take the geometry out of the metadata."""
-        metadata = self.metadata
-        self.size = metadata.disk_bytes
-        self._block_bytes = metadata.block_bytes
-        self._block_shift = metadata.block_bytes.bit_length() - 1
-        self._chunk_blocks = metadata.chunk_blocks
-        self._sector_shift = metadata.logical_sector_bytes.bit_length() - 1
-        self._block_sectors = metadata.block_bytes >> self._sector_shift
-        self.table = BlockTable(self.pages, self.regions.bat.offset, metadata.chunk_blocks)
-        self._bitmap = SectorBitmap(self.pages)
-
-    def _extents(self, offset: int, length: int) -> Iterable[Extent]:
-        block = offset >> self._block_shift
-        inside = offset - (block << self._block_shift)
-        if inside + length > self._block_bytes:
-            return coalesce(self._table_extents(offset, length))
-        entry = self.table.payload(block)
-        if entry & STATE_MASK == FULLY_PRESENT:
-            host = (entry & OFFSET_MASK) + inside
-            if host < MIB or host + length > self._file_bytes:
-                host_of(self.name, f"BAT entry of block {block}", entry, inside + length, self._file_bytes)
-            return (Extent(offset, length, Kind.DATA, self.storage, host),)
-        return self._block_extents(block, entry, offset, length)
-
-    def _block_extents(self, block: int, entry: int, offset: int, length: int) -> Iterable[Extent]:
-        """A range inside one block."""
-        state = entry & STATE_MASK
-        if state == FULLY_PRESENT:
-            inside = offset - (block << self._block_shift)
-            host = host_of(self.name, f"BAT entry of block {block}", entry, inside + length, self._file_bytes)
-            return (Extent(offset, length, Kind.DATA, self.storage, host + inside),)
-        if state == PARTIALLY_PRESENT:
-            return self._sector_extents(block, entry, offset, length)
-        if state == NOT_PRESENT:
-            return (Extent(offset, length, Kind.UNALLOCATED),)
-        if state > UNMAPPED_095 or state == 4:
-            raise Corrupt(self.name, f"BAT entry of block {block}", expected="a state from 0 to 7, not 4", found=state)
-        return (Extent(offset, length, Kind.ZERO),)
-
-    def _sector_extents(self, block: int, entry: int, offset: int, length: int) -> Iterator[Extent]:
-        """A range inside a block that is this file's in part."""
-        start = block << self._block_shift
-        inside, end = offset - start, offset + length
-        host = host_of(self.name, f"BAT entry of block {block}", entry, inside + length, self._file_bytes) - start
-        bitmap, first_bit = self._bitmap_of(block)
-        sector = inside >> self._sector_shift
-        count = ((inside + length - 1) >> self._sector_shift) - sector + 1
-        at = start + (sector << self._sector_shift)
-        for run, is_present in self._bitmap.runs(bitmap, first_bit + sector, count):
-            stop = at + (run << self._sector_shift)
-            begin = max(at, offset)
-            part = min(stop, end) - begin
-            if is_present:
-                yield Extent(begin, part, Kind.DATA, self.storage, host + begin)
-            else:
-                yield Extent(begin, part, Kind.UNALLOCATED)
-            at = stop
-
-    def _bitmap_of(self, block: int) -> tuple[int, int]:
-        """Where a block's sector bitmap lies: (offset of the bitmap block in the file, its first bit for the block)."""
-        if not self.metadata.has_parent:
-            raise Corrupt(
-                self.name, f"BAT entry of block {block}", "a block is partially present and there is no parent"
-            )
-        chunk, index = divmod(block, self._chunk_blocks)
-        entry = self.table.bitmap(chunk)
-        what = f"BAT entry of sector bitmap {chunk}"
-        if entry & STATE_MASK != structs.BITMAP_PRESENT:
-            raise Corrupt(self.name, what, expected="a sector bitmap, for a partially present block", found=entry & 7)
-        return host_of(self.name, what, entry, MIB, self._file_bytes), index * self._block_sectors
-
-    def _table_extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """A range of any number of blocks, runs of blocks joined where numpy found them."""
-        end, shift = offset + length, self._block_shift
-        last = (end - 1) >> shift
-        block = offset >> shift
-        if last - block < _FEW_BLOCKS:
-            while offset < end:
-                part = min(end, (block + 1) << shift) - offset
-                yield from self._block_extents(block, self.table.payload(block), offset, part)
-                offset += part
-                block += 1
-            return
-        while block <= last:
-            after_hole = self.table.skip_hole(block, last)
-            if after_hole > block:
-                stop = min(end, after_hole << shift)
-                yield Extent(offset, stop - offset, Kind.UNALLOCATED)
-                block, offset = after_hole, stop
-                continue
-            count = min(_WINDOW_BLOCKS, last - block + 1)
-            yield from self._window_extents(block, count, offset, end)
-            block += count
-            offset = block << shift
-
-    def _window_extents(self, first: int, count: int, offset: int, end: int) -> Iterator[Extent]:
-        import numpy
-
-        entries = self.table.payloads(first, count)
-        states = entries & numpy.uint64(STATE_MASK)
-        hosts = (entries & numpy.uint64(OFFSET_MASK)).view(numpy.int64)
-        has_place = (states == FULLY_PRESENT) & (hosts > 0)
-        keys: Any = numpy.where(has_place, hosts, states.view(numpy.int64))
-        for place, run, entry in runs_of(keys, 0, count, self._block_bytes, 0, STATE_MASK):
-            block = first + place
-            start = max(offset, block << self._block_shift)
-            stop = min(end, (block + run) << self._block_shift)
-            if entry > STATE_MASK:
-                inside = start - (block << self._block_shift)
-                length = inside + stop - start
-                host = host_of(self.name, f"BAT entry of block {block}", entry, length, self._file_bytes)
-                yield Extent(start, stop - start, Kind.DATA, self.storage, host + inside)
-            elif entry < FULLY_PRESENT:
-                yield from self._block_extents(block, entry, start, stop - start)
-            else:  # sector bitmaps, or an entry to be refused
-                for one in range(place, place + run):
-                    begin = max(offset, (first + one) << self._block_shift)
-                    length = min(end, (first + one + 1) << self._block_shift) - begin
-                    yield from self._block_extents(first + one, int(entries[one]), begin, length)
-
-    def _survey(self, offset: int, length: int) -> Iterator[Extent]:
-        """As the table has it, and holes of the file are zeros."""
-        return with_holes(self._table_extents(offset, length))
-
     # Writing ---------------------------------------------------------------------------------------------------
 
     def _begin_write(self) -> None:
@@ -315,20 +176,18 @@ class VhdxImage(StorageDevice, Image):
         """What `begin_change` does, whatever the table is like: for a repair of it."""
         if not self.writable:
             raise StorageError(self.name, "write", "opened read-only")
-        self.settle_log()
-        fields: dict[str, Any] = {"file_write_guid": uuid4(), **self._log_room()}
+        fields: dict[str, Any] = {"file_write_guid": uuid4()}
         if of_data:
             fields["data_write_guid"] = uuid4()
-        self._header.update(**fields)
-
-    def settle_log(self) -> None:
-        """Put what waits in the log into its place in the file, and empty the log."""
-        if isinstance(self.storage, ReplayedStorage) and self._log_waits:
+        if isinstance(self.storage, ReplayedStorage) and self.log_waits:
+            self._header.update(**fields)  # the file's identity changes before the replay, too (2.2.2)
             self.storage.apply()
             self._file_bytes = self.storage.size
-        if self.header.log_guid != NO_GUID:
-            self._header.update(log_guid=NO_GUID)
+            fields = {}
+        if self._log is None:
+            fields["log_guid"] = NO_GUID
         self._log_waits = False
+        self._header.update(**fields, **self._log_room())
 
     def _log_room(self) -> dict[str, int]:
         """A place for a log, in a file that has none or one that is cut off by its end."""
@@ -441,7 +300,8 @@ class VhdxImage(StorageDevice, Image):
     def _flush(self) -> None:
         """Data first; then the log has the metadata; then that goes to its places, to be flushed before the next entry.
 
-        A kill anywhere in between leaves the old or the new tables.
+        A kill anywhere in between leaves the old or the new tables. The header names the log's GUID only once there
+        is an entry: a log that is said to be in use and empty would make the file a corrupt one (2.3.3).
         """
         self.storage.flush()
         while self.pages.changed:
@@ -467,6 +327,14 @@ class VhdxImage(StorageDevice, Image):
         """Flush all that was changed, tables included: for `check` and `resize`, which change them by themselves."""
         self._flush()
 
+    def empty_log(self) -> None:
+        """Flush all, and let no log entry count: one of them could say that the file was longer than it is to be."""
+        self._flush()
+        self.storage.flush()
+        if self.header.log_guid != NO_GUID:
+            self._header.update(log_guid=NO_GUID)
+        self._log = None
+
     def settle_many(self) -> None:
         """Flush when there is much of it."""
         if len(self.pages.changed) > _MOST_CHANGED_SECTORS:
@@ -481,16 +349,6 @@ class VhdxImage(StorageDevice, Image):
         self._file_bytes = self.storage.size
         self._free.clear()
         self._gaps.clear()
-
-    def absent_sectors(self, block: int) -> list[tuple[int, int]]:
-        """(offset in the block, length) of what is not this file's own in a block that is so in part."""
-        bitmap, first_bit = self._bitmap_of(block)
-        found, at = [], 0
-        for run, is_present in self._bitmap.runs(bitmap, first_bit, self._block_sectors):
-            if not is_present:
-                found.append((at << self._sector_shift, run << self._sector_shift))
-            at += run
-        return found
 
     def _close(self) -> None:
         try:

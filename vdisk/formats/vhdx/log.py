@@ -235,6 +235,7 @@ class LogWriter:
         self._sequence_number += 1
         number = self._sequence_number
         file_bytes = self._storage.size
+        whole_mib = file_bytes // structs.MIB * structs.MIB
         length = SECTOR_BYTES * (1 + len(sectors))
         head = bytearray(
             structs.LOG_ENTRY_HEADER.build(
@@ -246,8 +247,8 @@ class LogWriter:
                     "descriptor_count": len(sectors),
                     "reserved": 0,
                     "log_guid": self.guid.bytes_le,
-                    "flushed_file_offset": file_bytes,
-                    "last_file_offset": file_bytes,
+                    "flushed_file_offset": whole_mib,
+                    "last_file_offset": whole_mib if whole_mib == file_bytes else whole_mib + structs.MIB,
                 }
             )
         )

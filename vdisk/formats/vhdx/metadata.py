@@ -92,7 +92,9 @@ def read_metadata(storage: Storage, region: Region) -> Metadata:
         disk_bytes=int.from_bytes(_data(file, items, structs.VIRTUAL_DISK_SIZE, 8), "little"),
         logical_sector_bytes=int.from_bytes(_data(file, items, structs.LOGICAL_SECTOR_SIZE, 4), "little"),
         physical_sector_bytes=512,
-        leaves_blocks_allocated=bool(parameters.flags & structs.LEAVE_BLOCKS_ALLOCATED),
+        # A file with a parent ignores this flag (2.6.2.1).
+        leaves_blocks_allocated=parameters.flags & (structs.LEAVE_BLOCKS_ALLOCATED | structs.HAS_PARENT)
+        == structs.LEAVE_BLOCKS_ALLOCATED,
         has_parent=bool(parameters.flags & structs.HAS_PARENT),
         others=[item for item in stored if not _is_known(item.guid, item.flags)],
     )

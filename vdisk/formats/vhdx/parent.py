@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 LINKAGE = "parent_linkage"
 _LINKAGES = (LINKAGE, "parent_linkage2")
-_PATHS = ("relative_path", "absolute_win32_path", "volume_path")
+_PATHS = ("relative_path", "volume_path", "absolute_win32_path")
+"""In the order in which they are to be tried."""
 _MOST_PATH_CHARACTERS = 16_000
 """A value has at most 65535 bytes of UTF-16, and a character takes up to four."""
 
@@ -86,7 +87,9 @@ def make_locator(name: str, data_write_guid: UUID) -> dict[str, str]:
     windows = name.replace("/", "\\")
     if not name.startswith(("/", ".")) and not PureWindowsPath(windows).is_absolute():
         windows = ".\\" + windows
-    return {LINKAGE: f"{{{data_write_guid}}}", "relative_path": windows}
+    # Nobody here knows a Windows drive. libvhdi wants the absolute path none the less, and looks at the name in it.
+    absolute = "\\\\?\\C:\\" + PureWindowsPath(windows).name
+    return {LINKAGE: f"{{{data_write_guid}}}", "relative_path": windows, "absolute_win32_path": absolute}
 
 
 def _candidates(locator: dict[str, str]) -> Iterator[str]:

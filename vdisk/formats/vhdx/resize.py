@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vdisk.errors import OptionError, Unsupported
 from vdisk.formats.vhdx import structs
-from vdisk.formats.vhdx.header import Region, move_bat
+from vdisk.formats.vhdx.header import Region, table_with_bat_at
 from vdisk.formats.vhdx.metadata import build_metadata
 from vdisk.formats.vhdx.parent import LINKAGE, make_locator, open_candidate, parent_name
 from vdisk.formats.vhdx.places import block_windows, survey_places
@@ -113,6 +113,7 @@ def _shrink(image: VhdxImage, size: int) -> None:
 
 def _release(image: VhdxImage) -> None:
     """Give back what nothing refers to: the end of the file is cut off, the rest becomes a hole."""
+    image.empty_log()
     for start, end in list(survey_places(image).free_ranges()):
         if end >= image.storage.size:
             image.storage.truncate(-(-start // MIB) * MIB)
@@ -135,7 +136,13 @@ def _move_bat(image: VhdxImage, needed: int) -> None:
         if any(data):
             image.storage.write(new.offset + at, data)
     image.storage.flush()
-    move_bat(image.storage, new)
+    table = table_with_bat_at(image.storage, new)
+    for offset in structs.REGION_OFFSETS:
+        for at in range(0, len(table), _SECTOR_BYTES):
+            sector = table[at : at + _SECTOR_BYTES]
+            if image.storage.read(offset + at, _SECTOR_BYTES) != sector:
+                image.pages.write(offset + at, sector)
+    image.settle()
     image.regions.bat = new
     image.table = BlockTable(image.pages, new.offset, image.metadata.chunk_blocks)
     image.pages.forget(old.offset, old.length)
