@@ -137,10 +137,18 @@ def _write_differences(overlay: Image, start: int, old: memoryview, new: memoryv
             if any(old[at:end]):
                 overlay.write(start + at, old[at:end])
             else:
-                overlay.write_zeroes(start + at, end - at, unmap=False)
+                _hold_zeros(overlay, start + at, end - at)
             copied += end - at
         at = end
     return copied
+
+
+def _hold_zeros(overlay: Image, start: int, length: int) -> None:
+    """Make the overlay itself hold zeros: a mark where its format has one, bytes where zeros only show through."""
+    overlay.write_zeroes(start, length, unmap=False)
+    for extent in list(overlay.map(start, length)):
+        if extent.depth or not extent.is_present:
+            overlay.write(extent.start, bytes(extent.length))
 
 
 def _copy(source: BlockDevice, target: BlockDevice, start: int, end: int) -> None:

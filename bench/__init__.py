@@ -1,0 +1,1 @@
+"""The instrument: vdisk beside its peers, in pairs, in one run."""
