@@ -122,6 +122,29 @@ def test_with_write_it_reaches_the_disk():
     assert disk.sectors(1, 1) == disk.sectors(0, 1)
 
 
+def test_what_is_sent_without_a_look_at_the_status_comes_whole_and_in_order():
+    # These writes gather in the kernel's ring, which is smaller than they are many.
+    send = """
+    mov cx, 1000
+    mov al, 30h
+    mov dx, 3F8h
+next:
+    out dx, al
+    add al, 1
+    cmp al, 3Ah
+    jb counted
+    mov al, 30h
+counted:
+    loop next
+    mov al, 2Eh
+    out dx, al
+    call stop
+"""
+    result = boot(guest(send), expect="9.", timeout=20)
+    assert result.serial == "0123456789" * 100 + "."
+    assert result.exits < 1000
+
+
 def test_keys_reach_the_guest_by_the_bios():
     echo = """
 again:

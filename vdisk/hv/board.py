@@ -167,6 +167,8 @@ class Board:
         bus = self.bus
         self.serial = Serial(self.irq_line(layout.COM1_IRQ), on_serial)
         bus.add_ports(layout.COM1, 8, ByteWide(self.serial))
+        # A console's text would be an exit a character; gathered, it is taken at the status read that follows.
+        self.vm.coalesce_port(layout.COM1)
         self.rtc = Rtc(self.irq_line(layout.RTC_IRQ))
         bus.add_ports(layout.RTC_PORTS.start, 2, ByteWide(self.rtc))
         self.keyboard = I8042(self.irq_line(layout.KEYBOARD_IRQ), self.reset)

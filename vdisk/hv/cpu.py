@@ -254,8 +254,12 @@ class Cpu:
         vcpu, lock, words = self.vcpu, self._lock, self.vcpu.words
         run, counts = vcpu.run, self.counts
         ports, pages = counts.ports, counts.pages
+        ring = vcpu.ring
         while not self._ending:
-            if not run():
+            is_exit = run()
+            if ring is not None and ring[0] != ring[1]:
+                self._drain()
+            if not is_exit:
                 self._on_kick()
                 continue
             reason = words[2]
@@ -275,6 +279,12 @@ class Cpu:
             if self._wanted.is_set():
                 vcpu.finish_io()
                 self._on_kick()
+
+    def _drain(self) -> None:
+        """Do the writes that the kernel has gathered, before whatever came after them."""
+        with self._lock:
+            for port, value in self.vcpu.drain():
+                self.bus.port_write(port, 1, value)
 
     def _on_io(self, is_out: int, size: int, port: int, count: int, data_offset: int) -> None:
         page = self.vcpu.run_page

@@ -54,7 +54,9 @@ CAP_NAMES: Final = {
     136: "IMMEDIATE_EXIT",
 }
 """What this hypervisor cannot do without: capability number to name."""
+CAP_COALESCED_MMIO: Final = 15
 CAP_MAX_VCPUS: Final = 66
+CAP_COALESCED_PIO: Final = 162
 CAP_TSC_DEADLINE_TIMER: Final = 72
 
 SYNC_REGS: Final = 1
@@ -234,6 +236,7 @@ _GET_SUPPORTED_CPUID = 0xC008AE05
 _CREATE_VCPU = 0xAE41
 _SET_USER_MEMORY_REGION = 0x4020AE46
 _SET_TSS_ADDR = 0xAE47
+_REGISTER_COALESCED_MMIO = 0x4010AE67
 _SET_IDENTITY_MAP_ADDR = 0x4008AE48
 _CREATE_IRQCHIP = 0xAE60
 _IRQ_LINE = 0x4008AE61
@@ -320,7 +323,8 @@ class Kvm:
     def create_vm(self) -> Vm:
         """A virtual machine with nothing in it."""
         run_bytes = _ioctl(self._file, "KVM_GET_VCPU_MMAP_SIZE", _GET_VCPU_MMAP_SIZE)
-        return Vm(_ioctl(self._file, "KVM_CREATE_VM", _CREATE_VM), run_bytes)
+        ring_page = self.capability(CAP_COALESCED_MMIO) if self.capability(CAP_COALESCED_PIO) else 0
+        return Vm(_ioctl(self._file, "KVM_CREATE_VM", _CREATE_VM), run_bytes, ring_page)
 
     def close(self) -> None:
         """Close the device; machines made from it live on."""
@@ -330,9 +334,10 @@ class Kvm:
 class Vm:
     """A virtual machine: its memory slots, interrupt controllers and timer."""
 
-    def __init__(self, file: int, run_bytes: int) -> None:
+    def __init__(self, file: int, run_bytes: int, ring_page: int = 0) -> None:
         self._file = file
         self._run_bytes = run_bytes
+        self._ring_page = ring_page
         self._lines: dict[tuple[int, bool], bytes] = {}
         self._slots = 0
 
@@ -381,6 +386,17 @@ class Vm:
         argument = struct.pack("<IIII16x", address & 0xFFFFFFFF, address >> 32, data, 0)
         _ioctl(self._file, "KVM_SIGNAL_MSI", _SIGNAL_MSI, argument)
 
+    def coalesce_port(self, port: int) -> bool:
+        """Let byte writes to `port` gather in a ring instead of ending the run; False where the kernel has no ring.
+
+        `Vcpu.drain` takes them, and is to be called after each exit before it is handled: so their order stays.
+        """
+        if not self._ring_page:
+            return False
+        zone = struct.pack("<QII", port, 1, 1)
+        _ioctl(self._file, "KVM_REGISTER_COALESCED_MMIO", _REGISTER_COALESCED_MMIO, zone)
+        return True
+
     def get_pic(self, chip: int) -> PicChip:
         """The state of 8259 number `chip`: 0 the first, 1 the second."""
         state = PicChip(chip_id=chip)
@@ -394,7 +410,7 @@ class Vm:
     def create_vcpu(self, number: int) -> Vcpu:
         """A processor, whose number is its APIC id."""
         file = _ioctl(self._file, "KVM_CREATE_VCPU", _CREATE_VCPU, number)
-        return Vcpu(file, number, self._run_bytes)
+        return Vcpu(file, number, self._run_bytes, self._ring_page)
 
     def close(self) -> None:
         """Close the machine; it ends when its vCPUs are closed too."""
@@ -413,7 +429,10 @@ class Vcpu:
     _RUN_DIRTY = 296
     _RUN_REGS = 304
 
-    def __init__(self, file: int, number: int, run_bytes: int) -> None:
+    _RING_HEAD_BYTES = 8
+    _RING_ENTRY_BYTES = 24
+
+    def __init__(self, file: int, number: int, run_bytes: int, ring_page: int = 0) -> None:
         self._file = file
         self.number = number
         self._mapping = mmap.mmap(file, run_bytes, mmap.MAP_SHARED)
@@ -421,6 +440,8 @@ class Vcpu:
         """kvm_run and the string I/O data behind it."""
         self.words = self.run_page.cast("I")
         """The same as 32-bit words: word 2 is the exit's reason."""
+        self.ring = self.run_page[ring_page * 4096 : (ring_page + 1) * 4096].cast("I") if ring_page else None
+        """The ring of gathered writes, which all processors share: words 0 and 1 are its first and last entry."""
         self.regs = Regs.from_buffer(self._mapping, self._RUN_REGS)
         self.sregs = Sregs.from_buffer(self._mapping, self._RUN_REGS + ctypes.sizeof(Regs))
 
@@ -435,6 +456,21 @@ class Vcpu:
                 return False
             raise KvmIoctlError("KVM_RUN", error.errno or 0) from error
         return True
+
+    def drain(self) -> list[tuple[int, int]]:
+        """The gathered writes, in order: port and byte. Under the machine's lock, since the ring is everybody's."""
+        ring = self.ring
+        if ring is None:
+            return []
+        entries = (4096 - self._RING_HEAD_BYTES) // self._RING_ENTRY_BYTES
+        first, last = ring[0], ring[1]
+        writes = []
+        while first != last:
+            at = 2 + first * 6
+            writes.append((ring[at], ring[at + 4] & 0xFF))
+            first = (first + 1) % entries
+        ring[0] = first
+        return writes
 
     def finish_io(self) -> None:
         """Let the kernel finish the I/O whose exit was just handled, without running the guest."""
@@ -524,6 +560,8 @@ class Vcpu:
     def close(self) -> None:
         """Give up the processor and the page."""
         del self.regs, self.sregs
+        if self.ring is not None:
+            self.ring.release()
         self.words.release()
         self.run_page.release()
         try:
