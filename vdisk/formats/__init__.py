@@ -127,13 +127,14 @@ def open(
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
     gate: Gate | None = None,
+    secret: bytes | None = None,
 ) -> Image:
     """Open a disk image.
 
     `source` is a path or a `Storage`, which the image then owns. `format` is a name of the table; without it the
     image's mark decides. `backing=False` leaves the files behind it alone. `allow` names folders, beside the image's
     own, whose files the image may name; `references=False` forbids all. `gate` is for formats that open an image
-    behind another.
+    behind another. `secret` unlocks an encrypted image; without it one opens, but its data cannot be read.
 
     Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `OptionError`.
     """
@@ -149,18 +150,22 @@ def open(
         path = path_of(storage)
         if gate is None:
             gate = Gate(path, allow=allow, references=references)
-        request = OpenRequest(gate, writable=writable, with_backing=backing, backing_format=backing_format)
+        request = OpenRequest(
+            gate, writable=writable, with_backing=backing, backing_format=backing_format, secret=secret
+        )
     except BaseException:
         storage.close()
         raise
     return row.image_class().open(storage, request)
 
 
-def open_behind(gate: Gate, field: str, name: str, format: str, *, writable: bool = False) -> Image:
+def open_behind(
+    gate: Gate, field: str, name: str, format: str, *, writable: bool = False, secret: bytes | None = None
+) -> Image:
     """Open the image that another one names in `field`, of a format that is stated and never guessed."""
     row = find_format(format)
     storage = gate.open(field, name, writable=writable)
-    return open(storage, format=row.name, writable=writable, gate=gate.behind(storage.path))
+    return open(storage, format=row.name, writable=writable, gate=gate.behind(storage.path), secret=secret)
 
 
 def open_backing(

@@ -28,6 +28,8 @@ class OpenRequest:
     """Open the files behind it; without them, what is unallocated reads as zeros (`info` and `check` need no more)."""
     backing_format: str | None = None
     """The format of the backing file, where the image does not name it: it is never guessed."""
+    secret: bytes | None = None
+    """What unlocks an encrypted image, and those behind it; without it one opens, and its data cannot be read."""
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ EXTENSION_LUKS = 0x0537BE77
 EXTENSION_DATA_FILE = 0x44415441
 
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
+MIN_SUBCLUSTERS_BITS = 14  # a subcluster is a sector at least
 MAX_L1_BYTES = 32 << 20
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 MAX_BACKING_NAME_BYTES = 1023
@@ -66,9 +67,10 @@ class Header:
     refcount_order: int = 4
     compression_type: int = 0
     backing_name: str | None = None
+    backing_name_offset: int = 0
     extensions: list[tuple[int, bytes]] = field(default_factory=list)
     """(type, data), in the file's order, those that are not understood too; without the end mark."""
-    header_bytes: int = 112
+    header_bytes: int = 0
     tail: bytes = b""
     """Header fields behind the compression type that are not understood."""
 
@@ -128,6 +130,12 @@ class Header:
         """The format that the image names for its backing file."""
         data = self.extension(EXTENSION_BACKING_FORMAT)
         return None if data is None else data.rstrip(b"\0").decode("utf-8", "replace")
+
+    @property
+    def data_file_name(self) -> str | None:
+        """The file that holds the guest's clusters, as the image names it."""
+        data = self.extension(EXTENSION_DATA_FILE)
+        return None if not data else data.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
     # Reading ---------------------------------------------------------------------------------------------------
 
@@ -204,6 +212,10 @@ class Header:
             self.refcount_table_clusters,
         )
         expect(self.snapshot_count <= 65536, "nb_snapshots", "at most 65536", self.snapshot_count)
+        if self.has_subclusters:
+            expect(bits >= MIN_SUBCLUSTERS_BITS, "cluster_bits", "14 or more with extended L2 entries", bits)
+        if self.incompatible & DATA_FILE:
+            expect(self.snapshot_count == 0, "nb_snapshots", "0 with a data file", self.snapshot_count)
         named = bool(self.incompatible & COMPRESSION_TYPE)
         expect(named == (self.compression_type != 0), "compression_type", "a type that agrees with its feature bit",
                self.compression_type)  # fmt: skip
@@ -234,6 +246,7 @@ class Header:
             raise Corrupt(name, "backing_file_offset", expected="within the first cluster", found=offset)
         if raw:
             self.backing_name = raw.decode("utf-8", "surrogateescape")
+            self.backing_name_offset = offset
 
     def _refuse_unknown(self, name: str) -> None:
         known = sum(_KNOWN_INCOMPATIBLE)
@@ -242,12 +255,8 @@ class Header:
                 raise Unsupported(name, "qcow2", f"incompatible feature {self._feature_name(bit)}")
         if self.compression_type not in COMPRESSION_CODECS:
             raise Unsupported(name, "qcow2", f"compression type {self.compression_type}")
-        if self.crypt_method:
-            method = CRYPT_NAMES.get(self.crypt_method, f"method {self.crypt_method}")
-            raise Unsupported(name, "qcow2", f"encryption ({method})")
-        for feature in (DATA_FILE, EXTENDED_L2):
-            if self.incompatible & feature:
-                raise Unsupported(name, "qcow2", _KNOWN_INCOMPATIBLE[feature])
+        if self.crypt_method not in (0, *CRYPT_NAMES):
+            raise Unsupported(name, "qcow2", f"encryption method {self.crypt_method}")
 
     def _feature_name(self, bit: int) -> str:
         """An incompatible bit by the name that the image's own table gives it."""
@@ -260,30 +269,44 @@ class Header:
 
     # Writing ---------------------------------------------------------------------------------------------------
 
+    def write_whole(self, storage: Storage) -> None:
+        """Write the first cluster: fields, extensions, backing file's name; zeros behind them."""
+        whole = self.to_bytes(storage.name)
+        storage.write(0, whole.ljust(min(self.cluster_bytes, max(len(whole), 4096)), b"\0"))
+
     def write_fields(self, storage: Storage) -> None:
         """Write the fixed fields in place, up to the header's length: one sector, so all of them or none."""
-        whole = self.to_bytes(storage.name, self.header_bytes)
-        storage.write(0, whole[: min(self.header_bytes, 104)])
+        storage.write(0, self._fixed_fields()[:104])
 
-    def to_bytes(self, file: str = "qcow2", header_bytes: int | None = None) -> bytes:
+    def to_bytes(self, file: str = "qcow2") -> bytes:
         """The first cluster: header, extensions, backing file's name. `Unsupported` when it does not hold them all."""
-        if header_bytes is None:
-            header_bytes = 72 if self.version == 2 else 112 + len(self.tail)
-        self.header_bytes = header_bytes
+        self.header_bytes = 72 if self.version == 2 else max(self.header_bytes, 112 + len(self.tail))
         extensions = b"".join(
             structs.ExtensionHead.build({"type": kind, "length": len(data)}) + data + bytes(-len(data) % 8)
             for kind, data in self.extensions
         ) + bytes(8)
-        name = (self.backing_name or "").encode("utf-8", "surrogateescape")
-        name_offset = self.header_bytes + len(extensions)
-        if name_offset + len(name) > self.cluster_bytes or len(name) > MAX_BACKING_NAME_BYTES:
+        name = self._name_bytes
+        end = self.header_bytes + len(extensions) + len(name)
+        if end > self.cluster_bytes and self.extension(EXTENSION_FEATURE_NAMES) is not None:
+            self.set_extension(EXTENSION_FEATURE_NAMES, None)  # names for errors only: the first to make room
+            return self.to_bytes(file)
+        if end > self.cluster_bytes or len(name) > MAX_BACKING_NAME_BYTES:
             raise Unsupported(file, "qcow2", f"a header of more than {self.cluster_bytes} bytes")
+        self.backing_name_offset = end - len(name) if name else 0
+        return self._fixed_fields() + extensions + name
+
+    @property
+    def _name_bytes(self) -> bytes:
+        return (self.backing_name or "").encode("utf-8", "surrogateescape")
+
+    def _fixed_fields(self) -> bytes:
+        """The header's `header_bytes`, without extensions."""
         raw: bytes = structs.HeaderV2.build(
             {
                 "magic": structs.MAGIC,
                 "version": self.version,
-                "backing_name_offset": name_offset if name else 0,
-                "backing_name_bytes": len(name),
+                "backing_name_offset": self.backing_name_offset,
+                "backing_name_bytes": len(self._name_bytes),
                 "cluster_bits": self.cluster_bits,
                 "disk_bytes": self.disk_bytes,
                 "crypt_method": self.crypt_method,
@@ -305,8 +328,9 @@ class Header:
                     "header_bytes": self.header_bytes,
                 }
             )
-            raw += bytes([self.compression_type]) + bytes(7) + self.tail
-        return raw + extensions + name
+            if self.header_bytes > 104:
+                raw += bytes([self.compression_type]) + bytes(7) + self.tail
+        return raw
 
 
 def feature_name_table() -> bytes:
@@ -315,3 +339,8 @@ def feature_name_table() -> bytes:
         structs.FeatureName.build({"kind": kind, "bit": bit, "name": name.encode().ljust(46, b"\0")})
         for kind, bit, name in _FEATURE_NAMES
     )
+
+
+def qemu_name(format: str) -> str:
+    """QEMU's name of a format, as it stands in an image."""
+    return {"vhd": "vpc"}.get(format, format)

@@ -1,378 +1,292 @@
-"""`Qcow2Image`: clusters behind a two-level table (QEMU docs/interop/qcow2, "Cluster mapping")."""
+"""`Qcow2Image`: versions 2 and 3 of QEMU's copy-on-write images (QEMU docs/interop/qcow2)."""
 
 from __future__ import annotations
 
-import threading
-from array import array
-from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 from vdisk.block.device import BlockDevice, StorageDevice
-from vdisk.block.extent import Encoded, Extent, Kind
+from vdisk.block.extent import Extent
 from vdisk.errors import Corrupt, PolicyError, Unsupported
 from vdisk.formats import open_behind
+from vdisk.formats.check import CheckReport, Repair
 from vdisk.formats.image import Description, Image, OpenRequest
-from vdisk.formats.qcow2.header import CORRUPT, DIRTY, LAZY_REFCOUNTS, Header
-from vdisk.formats.qcow2.refcounts import Refcounts, load_big_endian, store_big_endian
+from vdisk.formats.qcow2.editor import MapEditor
+from vdisk.formats.qcow2.header import (
+    BITMAPS,
+    CORRUPT,
+    DATA_FILE,
+    DIRTY,
+    EXTENSION_BITMAPS,
+    LAZY_REFCOUNTS,
+    RAW_DATA_FILE,
+    Header,
+)
+from vdisk.formats.qcow2.refcounts import Refcounts
+from vdisk.formats.qcow2.tables import AES_CODEC, ClusterMap
 from vdisk.storage.base import Storage
 
-OFFSET_MASK = 0x00FFFFFFFFFFFE00
-COPIED = 1 << 63
-COMPRESSED = 1 << 62
-ZERO_FLAG = 1
-
-_L2_CACHE_BYTES = 32 << 20
-_DIRTY_L2_BYTES = 8 << 20
+if TYPE_CHECKING:
+    from vdisk.formats.qcow2.bitmaps import BitmapTracker
+    from vdisk.formats.qcow2.encryption import Encryption
+    from vdisk.formats.qcow2.snapshots import Snapshot, SnapshotDevice
 
 
 class Qcow2Image(StorageDevice, Image):
-    """Versions 2 and 3: compressed clusters, backing files, shared clusters of internal snapshots.
+    """An image with all that version 3 has: subclusters, a data file, encryption, snapshots, bitmaps.
 
-    Metadata changes stay in memory until `flush`: data first, then reference counts, then the tables that point to the
-    data, then the counts of what is no longer used. A kill in between leaks clusters and loses nothing flushed.
+    Metadata changes stay in memory until `flush`; `MapEditor` has the order in which they are written. Its parts are
+    public for the modules that maintain an image: `header`, `tables`, `editor`.
     """
 
     format_name = "qcow2"
 
-    def __init__(self, storage: Storage, header: Header, *, writable: bool, backing: BlockDevice | None) -> None:
-        super().__init__(
-            storage, header.disk_bytes, writable=writable, block_size=header.cluster_bytes, backing=backing
-        )
+    def __init__(
+        self,
+        storage: Storage,
+        header: Header,
+        *,
+        writable: bool,
+        backing: BlockDevice | None,
+        data_file: Storage | None = None,
+        encryption: Encryption | None = None,
+    ) -> None:
+        block_size = header.cluster_bytes // (32 if header.has_subclusters else 1)
+        super().__init__(storage, header.disk_bytes, writable=writable, block_size=block_size, backing=backing)
         self.header = header
-        self._cluster_bits = header.cluster_bits
-        self._cluster_bytes = header.cluster_bytes
-        self._l2_bits = header.cluster_bits - 3
-        self._l2_mask = (1 << self._l2_bits) - 1
-        self._size_shift = 62 - (header.cluster_bits - 8)
-        self._zero_flag = ZERO_FLAG if header.version >= 3 else 0
-        length = header.l1_entries * 8
-        raw = storage.read(header.l1_offset, length)
-        if len(raw) < length:
-            raise Corrupt(storage.name, "L1 table", expected=f"{length} bytes at {header.l1_offset}", found=len(raw))
-        self._l1 = load_big_endian(raw, "Q")
-        self._l2_cache: dict[int, array[int]] = {}
-        self._l2_cache_most = max(4, _L2_CACHE_BYTES // self._cluster_bytes)
-        self._l2_lock = threading.Lock()
-        self._dirty_l2: set[int] = set()
-        self._dirty_l1: set[int] = set()
-        self._no_longer_used: list[tuple[int, int]] = []
-        self._refcounts_or_none: Refcounts | None = None
+        self.data_file = data_file
+        self.encryption = encryption
+        data = data_file if data_file is not None else storage
+        if encryption is not None:
+            data = encryption.view(data)
+        self.tables = ClusterMap(storage, data, header, header.l1_offset, header.l1_entries)
+        self._editor: MapEditor | None = None
+        self._tracker: BitmapTracker | None = None
 
     @classmethod
     def open(cls, storage: Storage, request: OpenRequest) -> Self:
-        backing: BlockDevice | None = None
+        opened: list[BlockDevice | Storage] = [storage]
         try:
             header = Header.read(storage)
-            if request.writable and header.incompatible & CORRUPT:
-                raise Corrupt(storage.name, "corrupt bit", "set: vdisk check --repair all, or open it for reading")
-            if request.writable and header.incompatible & DIRTY:
-                raise Unsupported(storage.name, "qcow2", "writing an image whose dirty bit is set")
+            encryption: Encryption | None = None
+            if header.crypt_method:
+                from vdisk.formats.qcow2.encryption import open_encryption
+
+                if request.writable and header.crypt_method == 1:
+                    raise Unsupported(storage.name, "qcow2", "writing under AES encryption (LUKS has taken its place)")
+                encryption = open_encryption(storage, header, request.secret)
+            data_file: Storage | None = None
+            if header.incompatible & DATA_FILE:
+                data_name = header.data_file_name
+                if data_name is None:
+                    raise Corrupt(storage.name, "external data file", "the image does not name it")
+                data_file = request.gate.open("data file", data_name, writable=request.writable)
+                opened.append(data_file)
+            backing: BlockDevice | None = None
             if header.backing_name is not None and request.with_backing:
                 backing = _open_backing(header.backing_name, header.backing_format, storage, request)
-            return cls(storage, header, writable=request.writable, backing=backing)
+                opened.append(backing)
+            return cls(
+                storage, header, writable=request.writable, backing=backing, data_file=data_file, encryption=encryption
+            )
         except BaseException:
-            storage.close()
-            if backing is not None:
-                backing.close()
+            for what in opened:
+                what.close()
             raise
 
     def describe(self) -> Description:
+        from vdisk.formats.qcow2.bitmaps import describe_bitmaps
+        from vdisk.formats.qcow2.snapshots import read_snapshots
+
         header = self.header
         specific: dict[str, Any] = {"compat": "1.1" if header.version >= 3 else "0.10"}
         specific["compression-type"] = {"deflate": "zlib"}.get(header.codec, header.codec)
         if header.version >= 3:
             specific["lazy-refcounts"] = bool(header.compatible & LAZY_REFCOUNTS)
+            if header.extension(EXTENSION_BITMAPS) is not None and header.autoclear & BITMAPS:
+                specific["bitmaps"] = describe_bitmaps(self)
         specific["refcount-bits"] = header.refcount_bits
+        if self.encryption is not None:
+            specific["encrypt"] = self.encryption.describe()
+        if header.incompatible & DATA_FILE:
+            specific["data-file"] = header.data_file_name
+            specific["data-file-raw"] = bool(header.autoclear & RAW_DATA_FILE)
         if header.version >= 3:
             specific["corrupt"] = bool(header.incompatible & CORRUPT)
             specific["extended-l2"] = header.has_subclusters
+        notes = []
+        if header.extension(EXTENSION_BITMAPS) is not None and not header.autoclear & BITMAPS:
+            notes.append("its bitmaps are out of date: the image was written by a program that does not know them")
         return Description(
             cluster_size=header.cluster_bytes,
+            is_encrypted=bool(header.crypt_method),
             is_dirty=bool(header.incompatible & DIRTY),
             backing_name=header.backing_name,
             backing_format=header.backing_format,
+            snapshots=[snapshot.describe() for snapshot in read_snapshots(self.storage, header)],
             specific=specific,
+            notes=notes,
+            children=[] if self.data_file is None else [str(getattr(self.data_file, "path", self.data_file.name))],
         )
 
-    # Tables ----------------------------------------------------------------------------------------------------
-
-    def _l2_table(self, l1_index: int) -> array[int] | None:
-        """An L2 table, from the cache or the file; None where the L1 entry is empty."""
-        table = self._l2_cache.get(l1_index)
-        if table is not None:
-            return table
-        if not self._l1[l1_index] & OFFSET_MASK:
-            return None
-        table = self._read_l2(l1_index)
-        with self._l2_lock:
-            present = self._l2_cache.get(l1_index)
-            if present is not None:
-                return present
-            if len(self._l2_cache) >= self._l2_cache_most:
-                self._drop_l2_tables()
-            self._l2_cache[l1_index] = table
-        return table
-
-    def _read_l2(self, l1_index: int) -> array[int]:
-        host = self._l1[l1_index] & OFFSET_MASK
-        if host & (self._cluster_bytes - 1):
-            raise Corrupt(self.name, f"L1 entry {l1_index}", expected="an offset of a cluster", found=host)
-        raw = self.storage.read(host, self._cluster_bytes)
-        if len(raw) < self._cluster_bytes:
-            raise Corrupt(
-                self.name,
-                f"L2 table at {host}",
-                expected=f"{self._cluster_bytes} bytes",
-                found=f"{len(raw)} in the file",
-            )
-        return load_big_endian(raw, "Q")
-
-    def _drop_l2_tables(self) -> None:
-        """Drop the oldest quarter of what is clean."""
-        clean = [index for index in self._l2_cache if index not in self._dirty_l2]
-        for index in clean[: max(1, self._l2_cache_most // 4)]:
-            del self._l2_cache[index]
+    # Reading ---------------------------------------------------------------------------------------------------
 
     def _extents(self, offset: int, length: int) -> Iterable[Extent]:
-        bits = self._cluster_bits
-        cluster = offset >> bits
-        inside = offset & (self._cluster_bytes - 1)
-        if inside + length <= self._cluster_bytes:
-            table = self._l2_table(cluster >> self._l2_bits)
-            if table is None:
-                return (Extent(offset, length, Kind.UNALLOCATED),)
-            return (self._extent(offset, length, table[cluster & self._l2_mask], inside),)
-        return self._walk(offset, length)
+        return self.tables.extents(offset, length)
 
-    def _walk(self, offset: int, length: int) -> Iterator[Extent]:
-        """The extents of a range, neighbours joined."""
-        end = offset + length
-        span = self._cluster_bytes << self._l2_bits
-        while offset < end:
-            l1_index = offset // span
-            stop = min(end, (l1_index + 1) * span)
-            if not self._l1[l1_index] & OFFSET_MASK and l1_index not in self._l2_cache:
-                while stop < end and not self._l1[stop // span] & OFFSET_MASK and stop // span not in self._l2_cache:
-                    stop = min(end, stop + span)
-                yield Extent(offset, stop - offset, Kind.UNALLOCATED)
-                offset = stop
-                continue
-            table = self._l2_cache.get(l1_index)
-            if table is None:
-                # A long walk would wash the cache out; a short one warms it.
-                table = self._read_l2(l1_index) if length > 4 * span else self._l2_table(l1_index)
-                assert table is not None
-            yield from self._walk_table(table, offset, stop)
-            offset = stop
+    def _decode(self, extent: Extent) -> bytes:
+        encoded = extent.encoded
+        assert encoded is not None
+        if encoded.codec != AES_CODEC:
+            return super()._decode(extent)
+        assert self.encryption is not None
+        data = self.storage.read(encoded.host, encoded.host_length)
+        whole = len(data) // 512 * 512
+        return self.encryption.decrypt(encoded.unit_start, data[:whole]).ljust(encoded.unit_length, b"\0")
 
-    def _walk_table(self, table: array[int], offset: int, end: int) -> Iterator[Extent]:
-        """The extents of a range that one L2 table maps."""
-        bits, cluster_bytes, zero_flag = self._cluster_bits, self._cluster_bytes, self._zero_flag
-        index = (offset >> bits) & self._l2_mask
-        last = ((end - 1) >> bits) & self._l2_mask
-        run_ends = _run_ends(table, index, last + 1, cluster_bytes, zero_flag)
-        for run_end in run_ends:
-            stop = min(end, (offset & ~(cluster_bytes - 1)) + (run_end - index) * cluster_bytes)
-            entry = table[index]
-            if entry & COMPRESSED:
-                while offset < stop:
-                    unit_end = min(stop, (offset & ~(cluster_bytes - 1)) + cluster_bytes)
-                    yield self._extent(offset, unit_end - offset, table[index], offset & (cluster_bytes - 1))
-                    offset = unit_end
-                    index += 1
-            else:
-                yield self._extent(offset, stop - offset, entry, offset & (cluster_bytes - 1))
-            offset, index = stop, run_end
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots, oldest first."""
+        from vdisk.formats.qcow2.snapshots import read_snapshots
 
-    def _extent(self, offset: int, length: int, entry: int, inside: int) -> Extent:
-        """What an L2 entry says, for `length` bytes from `inside` of its cluster on."""
-        if entry & COMPRESSED:
-            host = entry & ((1 << self._size_shift) - 1)
-            sectors = ((entry & ~(COPIED | COMPRESSED)) >> self._size_shift) + 1
-            encoded = Encoded(
-                self.header.codec, host, sectors * 512 - (host & 511), offset - inside, self._cluster_bytes
-            )
-            return Extent(offset, length, Kind.ENCODED, self.storage, encoded=encoded)
-        if entry & self._zero_flag:
-            return Extent(offset, length, Kind.ZERO)
-        host = entry & OFFSET_MASK
-        if not host:
-            return Extent(offset, length, Kind.UNALLOCATED)
-        if host & (self._cluster_bytes - 1):
-            raise Corrupt(
-                self.name, f"L2 entry of guest offset {offset - inside}", expected="an offset of a cluster", found=host
-            )
-        return Extent(offset, length, Kind.DATA, self.storage, host + inside, in_place=bool(entry & COPIED))
+        return read_snapshots(self.storage, self.header)
+
+    def open_snapshot(self, name: str) -> SnapshotDevice:
+        """The disk as it was when the snapshot of that name, or else ID, was made; read-only, with its own size.
+
+        It reads through this image, which must stay open as long.
+        """
+        from vdisk.formats.qcow2.snapshots import SnapshotDevice, find_snapshot
+
+        return SnapshotDevice(self, find_snapshot(self.name, self.snapshots(), name))
 
     # Writing ---------------------------------------------------------------------------------------------------
 
     @property
-    def _refcounts(self) -> Refcounts:
-        if self._refcounts_or_none is None:
-            self._refcounts_or_none = Refcounts(self.storage, self.header)
-        return self._refcounts_or_none
+    def editor(self) -> MapEditor:
+        """What changes the tables; asking for it begins to write. Callers hold the device's lock."""
+        self._start_change()
+        assert self._editor is not None
+        return self._editor
 
     def _begin_write(self) -> None:
-        refcounts = self._refcounts
         header = self.header
-        for what, offset in (("header", 0), ("L1 table", header.l1_offset),
-                             ("refcount table", header.refcount_table_offset)):  # fmt: skip
-            if refcounts.get(offset // self._cluster_bytes) == 0:
+        if header.incompatible & CORRUPT:
+            raise Corrupt(self.name, "corrupt bit", "is set: mend it with vdisk check --repair all, or only read it")
+        if header.incompatible & DIRTY:
+            from vdisk.formats.qcow2.repair import rebuild_dirty
+
+            rebuild_dirty(self)
+        refcounts = Refcounts(self.storage, header)
+        for what, offset in (
+            ("header", 0),
+            ("L1 table", header.l1_offset),
+            ("refcount table", header.refcount_table_offset),
+        ):
+            if refcounts.get(offset >> header.cluster_bits) == 0 and (what != "L1 table" or header.l1_entries):
                 raise Corrupt(
                     self.name, f"refcount of the {what}", "expected 1, found 0; vdisk check --repair all counts anew"
                 )
-        if header.autoclear:
-            header.autoclear = 0
+        self._editor = MapEditor(self.storage, header, self.tables, refcounts, self._readinto)
+        self._begin_bitmaps()
+
+    def _begin_bitmaps(self) -> None:
+        """Autoclear bits go, but for those that this image keeps true: the raw data file, and bitmaps it tracks."""
+        header = self.header
+        kept = header.autoclear & RAW_DATA_FILE
+        if header.autoclear & BITMAPS:
+            self.start_tracking()
+            kept |= BITMAPS
+        if header.autoclear != kept:
+            header.autoclear = kept
             header.write_fields(self.storage)
+            self.storage.flush()
+
+    def start_tracking(self) -> None:
+        """Let the recording bitmaps take note of writes; they count as out of date until `stop_tracking`."""
+        if self.header.autoclear & BITMAPS:
+            from vdisk.formats.qcow2.bitmaps import begin_tracking
+
+            self._tracker = begin_tracking(self)
+
+    def stop_tracking(self) -> None:
+        """Store the recording bitmaps; nothing else may be unwritten."""
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.store()
+
+    def everything_changed(self) -> None:
+        """The disk has other content, and maybe another length: the bitmaps follow."""
+        if self._tracker is not None:
+            self._tracker.resize(self.size)
+            self._tracker.mark(0, self.size)
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        if self._tracker is not None:
+            self._tracker.mark(offset, len(view))
+        super()._write(offset, view)
 
     def _place(self, offset: int, data: memoryview) -> None:
-        cluster_bytes = self._cluster_bytes
-        position = 0
-        while position < len(data):
-            count = -(-(len(data) - position) // cluster_bytes)
-            guest_cluster = (offset + position) >> self._cluster_bits
-            count = min(count, (self._l2_mask + 1) - (guest_cluster & self._l2_mask))
-            table = self._writable_l2(guest_cluster >> self._l2_bits)
-            host = self._refcounts.allocate(count) * cluster_bytes
-            part = data[position : position + count * cluster_bytes]
-            self.storage.write(host, part)
-            if len(part) < count * cluster_bytes:
-                self.storage.write(host + count * cluster_bytes - 1, b"\0")
-            index = guest_cluster & self._l2_mask
-            for number in range(index, index + count):
-                self._release_entry(table[number])
-            table[index : index + count] = array(
-                "Q", range(host | COPIED, (host | COPIED) + count * cluster_bytes, cluster_bytes)
-            )
-            position += count * cluster_bytes
-        self._bound_dirty()
+        assert self._editor is not None
+        self._editor.place(offset, data)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> bool:
-        if not self._zero_flag and self.backing is not None:
+        assert self._editor is not None
+        if self._needs_marks and self.header.version < 3:
             return False
-        first = offset >> self._cluster_bits
-        end = -(-(offset + length) // self._cluster_bytes)
-        self._set_entries(first, end, self._zero_flag if self.backing is not None else None)
+        if self._tracker is not None:
+            self._tracker.mark(offset, length)
+        self._editor.zero(offset, length, marks=self._needs_marks, unmap=unmap)
         return True
 
     def _discard(self, offset: int, length: int) -> None:
-        first = offset >> self._cluster_bits
-        end = -(-(offset + length) // self._cluster_bytes)
-        if self._zero_flag or self.backing is None:
-            self._set_entries(first, end, self._zero_flag if self.backing is not None else None)
+        if not self._needs_marks or self.header.version >= 3:
+            self._zero(offset, length, True)
 
-    def _set_entries(self, first: int, end: int, entry: int | None) -> None:
-        """Give up the clusters of a range; with `entry`, their tables say that, else nothing, where no backing shows."""
-        while first < end:
-            l1_index = first >> self._l2_bits
-            stop = min(end, (l1_index + 1) << self._l2_bits)
-            table = self._l2_table(l1_index)
-            if table is None and not entry:
-                first = stop
-                continue
-            index, last = first & self._l2_mask, (first & self._l2_mask) + stop - first
-            if table is not None and all(found == (entry or 0) for found in table[index:last]):
-                first = stop
-                continue
-            table = self._writable_l2(l1_index)
-            for number in range(index, last):
-                self._release_entry(table[number])
-            table[index:last] = array("Q", (entry or 0,)) * (last - index)
-            first = stop
-        self._bound_dirty()
-
-    def _writable_l2(self, l1_index: int) -> array[int]:
-        """An L2 table that may be changed: a new one where there is none, a copy where a snapshot shares it."""
-        entry = self._l1[l1_index]
-        if entry & COPIED:
-            table = self._l2_table(l1_index)
-            assert table is not None
-            self._dirty_l2.add(l1_index)
-            self._l2_cache[l1_index] = table
-            return table
-        shared = self._l2_table(l1_index)
-        table = array("Q", bytes(self._cluster_bytes)) if shared is None else shared[:]
-        if shared is not None:
-            self._no_longer_used.append((entry & OFFSET_MASK, 1))
-        self._l1[l1_index] = self._refcounts.allocate(1) * self._cluster_bytes | COPIED
-        self._dirty_l1.add(l1_index)
-        self._dirty_l2.add(l1_index)
-        self._l2_cache[l1_index] = table
-        return table
-
-    def _release_entry(self, entry: int) -> None:
-        """Remember what an L2 entry that is about to go refers to: its count goes down once the table is written."""
-        if entry & COMPRESSED:
-            host = entry & ((1 << self._size_shift) - 1)
-            sectors = ((entry & ~(COPIED | COMPRESSED)) >> self._size_shift) + 1
-            last = (host & ~511) + sectors * 512 - 1
-            first_cluster, last_cluster = host >> self._cluster_bits, last >> self._cluster_bits
-            self._no_longer_used.append((first_cluster << self._cluster_bits, last_cluster - first_cluster + 1))
-        elif entry & OFFSET_MASK:
-            self._no_longer_used.append((entry & OFFSET_MASK, 1))
-
-    def _bound_dirty(self) -> None:
-        if len(self._dirty_l2) * self._cluster_bytes > _DIRTY_L2_BYTES or len(self._no_longer_used) > 100_000:
-            self._flush()
+    @property
+    def _needs_marks(self) -> bool:
+        """Whether what holds nothing may show something else than zeros."""
+        return self.header.backing_name is not None
 
     def _flush(self) -> None:
-        storage = self.storage
-        storage.flush()
-        if self._refcounts_or_none is not None:
-            self._refcounts.write_back()
-        if self._dirty_l2:
-            for index in sorted(self._dirty_l2):
-                storage.write(self._l1[index] & OFFSET_MASK, store_big_endian(self._l2_cache[index]))
-            self._dirty_l2.clear()
-            storage.flush()
-        if self._dirty_l1:
-            first, last = min(self._dirty_l1), max(self._dirty_l1)
-            storage.write(self.header.l1_offset + 8 * first, store_big_endian(self._l1[first : last + 1]))
-            self._dirty_l1.clear()
-            storage.flush()
-        if self._no_longer_used:
-            for host, count in self._no_longer_used:
-                for cluster in range(host >> self._cluster_bits, (host >> self._cluster_bits) + count):
-                    self._refcounts.add(cluster, -1)
-            self._no_longer_used.clear()
-            self._refcounts.write_back()
+        if self._editor is not None:
+            self._editor.flush()
 
+    def _close(self) -> None:
+        try:
+            self.stop_tracking()
+        finally:
+            if self.data_file is not None:
+                self.data_file.close()
+            self.storage.close()
 
-def _run_ends(table: array[int], first: int, end: int, cluster_bytes: int, zero_flag: int) -> list[int]:
-    """Where runs of entries end: equal kinds, and for data the next entry is one cluster further."""
-    if end - first < 64:
-        ends = []
-        entry = table[first]
-        for index in range(first + 1, end):
-            after = table[index]
-            if _mark(entry, zero_flag):
-                same = _mark(after, zero_flag) == _mark(entry, zero_flag)
-            else:
-                same = after == entry + cluster_bytes
-            if not same:
-                ends.append(index)
-            entry = after
-        ends.append(end)
-        return ends
-    import numpy
+    # Maintenance -----------------------------------------------------------------------------------------------
 
-    entries = numpy.frombuffer(table, numpy.uint64)[first:end]
-    compressed = (entries & numpy.uint64(COMPRESSED)) != 0
-    zero = ~compressed & ((entries & numpy.uint64(zero_flag)) != 0)
-    data = ~compressed & ~zero & ((entries & numpy.uint64(OFFSET_MASK)) != 0)
-    kind = compressed * 1 + zero * 2 + data * 3
-    goes_on = (kind[1:] == kind[:-1]) & (~data[1:] | (numpy.diff(entries) == cluster_bytes))
-    breaks: list[int] = (numpy.flatnonzero(~goes_on) + first + 1).tolist()
-    return [*breaks, end]
+    def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
+        from vdisk.formats.qcow2.repair import check
 
+        with self._lock:
+            return check(self, repair, dry_run=dry_run)
 
-def _mark(entry: int, zero_flag: int) -> int:
-    """What an entry says beside a plain host offset: 0 for data, else compressed, zero or empty."""
-    if entry & COMPRESSED:
-        return 1
-    if entry & zero_flag:
-        return 2
-    return 0 if entry & OFFSET_MASK else 3
+    def resize(self, size: int, *, shrink: bool = False) -> None:
+        from vdisk.formats.qcow2.maintain import resize
+
+        with self._lock:
+            resize(self, size, shrink=shrink)
+
+    def set_backing(self, name: str | None, format: str | None) -> None:
+        from vdisk.formats.qcow2.maintain import set_backing
+
+        with self._lock:
+            set_backing(self, name, format)
+
+    def reload(self) -> None:
+        """Read the tables anew, after a change behind the map's back; nothing may be unwritten."""
+        header = self.header
+        self.tables = ClusterMap(self.storage, self.tables.data, header, header.l1_offset, header.l1_entries)
+        self._decoded.clear()
+        self._decoded_bytes = 0
+        if self._editor is not None:
+            self._editor = MapEditor(self.storage, header, self.tables, Refcounts(self.storage, header), self._readinto)
 
 
 def _open_backing(name: str, format: str | None, storage: Storage, request: OpenRequest) -> BlockDevice:
@@ -383,4 +297,4 @@ def _open_backing(name: str, format: str | None, storage: Storage, request: Open
             storage.name, "backing format", name, "the image does not name it, and it is not guessed",
             "name it with --backing-format",
         )  # fmt: skip
-    return open_behind(request.gate, "backing file", name, format)
+    return open_behind(request.gate, "backing file", name, format, secret=request.secret)

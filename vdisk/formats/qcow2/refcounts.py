@@ -1,63 +1,25 @@
 """Reference counts: the two-level table that says how often each host cluster is used, and room for new clusters.
 
-Follows QEMU docs/interop/qcow2, "Host cluster management". Blocks are read when they are needed and held as arrays, one
-item a cluster, whatever the width on disk. Changes stay in memory until `write_back`: the image writes them before the
-tables that point to new clusters.
+Follows QEMU docs/interop/qcow2, "Host cluster management". Blocks are read when they are needed and held as arrays,
+one item a cluster, whatever the width on disk. Changes stay in memory until `write_back`: the image writes them
+before the tables that point to new clusters.
 """
 
 from __future__ import annotations
 
-import sys
 from array import array
+from typing import TYPE_CHECKING, Any
 
 from vdisk.errors import Corrupt, StorageError
 from vdisk.formats.qcow2.header import MAX_REFCOUNT_TABLE_BYTES, Header
+from vdisk.formats.qcow2.words import TYPECODES, load_big_endian, pack_counts, store_big_endian, unpack_counts
 from vdisk.storage.base import Storage
 
+if TYPE_CHECKING:
+    import numpy
+
 _OFFSET_MASK = ~0x1FF & (1 << 64) - 1
-_TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
 _CLEAN_BLOCKS_KEPT = 256
-
-
-def load_big_endian(data: bytes | bytearray, typecode: str) -> array[int]:
-    """An array of a file's big-endian words."""
-    words = array(typecode)
-    words.frombytes(data)
-    if sys.byteorder == "little" and words.itemsize > 1:
-        words.byteswap()
-    return words
-
-
-def store_big_endian(words: array[int]) -> bytes:
-    """The words as they stand in a file."""
-    if sys.byteorder == "little" and words.itemsize > 1:
-        words = words[:]
-        words.byteswap()
-    return words.tobytes()
-
-
-def unpack_counts(data: bytes, bits: int) -> array[int]:
-    """A refcount block's counts; widths below a byte are least significant bits first."""
-    if bits >= 8:
-        return load_big_endian(data, _TYPECODES[bits])
-    import numpy
-
-    packed = numpy.frombuffer(data, numpy.uint8)
-    shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)
-    counts = (packed[:, None] >> shifts) & ((1 << bits) - 1)
-    return array("B", counts.astype(numpy.uint8).tobytes())
-
-
-def pack_counts(counts: array[int], bits: int) -> bytes:
-    """`unpack_counts` backwards."""
-    if bits >= 8:
-        return store_big_endian(counts)
-    import numpy
-
-    shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)
-    rows = numpy.frombuffer(counts.tobytes(), numpy.uint8).reshape(-1, 8 // bits)
-    packed: bytes = numpy.bitwise_or.reduce(rows << shifts, axis=1).astype(numpy.uint8).tobytes()
-    return packed
 
 
 class Refcounts:
@@ -99,11 +61,11 @@ class Refcounts:
         host = self.table[block_index] & _OFFSET_MASK
         if host == 0:
             return None
-        if host % self.cluster_bytes:
+        if host % self.cluster_bytes or host >= self._storage.size:
             raise Corrupt(
                 self._storage.name,
                 f"refcount table entry {block_index}",
-                expected=f"a multiple of {self.cluster_bytes}",
+                expected=f"a multiple of {self.cluster_bytes} in the file",
                 found=host,
             )
         raw = self._storage.read(host, self.cluster_bytes)
@@ -125,12 +87,7 @@ class Refcounts:
         block = self._ensure_block(block_index)
         count = block[index] + amount
         if not 0 <= count <= self.largest:
-            raise Corrupt(
-                self._storage.name,
-                f"refcount of the cluster at {cluster * self.cluster_bytes}",
-                expected=f"0 to {self.largest}",
-                found=count,
-            )
+            self._refuse_count(cluster, count)
         block[index] = count
         self._dirty_blocks.add(block_index)
         if count == 0:
@@ -211,7 +168,7 @@ class Refcounts:
             self._ensure_block(own // self.block_entries, keep_free_to)
             while self.get(own):
                 own += 1
-        typecode = _TYPECODES.get(self._bits, "B")
+        typecode = TYPECODES.get(self._bits, "B")
         block = array(typecode, bytes(self.block_entries * array(typecode).itemsize))
         self._blocks[block_index] = block
         self._dirty_blocks.add(block_index)
@@ -246,6 +203,53 @@ class Refcounts:
         for cluster in range(first, first + clusters):
             self.add(cluster, -1)
 
+    def get_many(self, clusters: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+        """Counts of many host clusters, as unsigned 64-bit numbers in the order asked."""
+        import numpy
+
+        found = numpy.zeros(len(clusters), numpy.uint64)
+        block_of = clusters // self.block_entries
+        for block_index in numpy.unique(block_of).tolist():
+            block = self._block(block_index)
+            if block is not None:
+                mine = block_of == block_index
+                found[mine] = numpy.asarray(block)[clusters[mine] - block_index * self.block_entries]
+        return found
+
+    def add_many(self, clusters: numpy.ndarray[Any, Any], amount: int, *, only_try: bool = False) -> None:
+        """Change the counts of many host clusters, one that is named twice by twice the amount.
+
+        Nothing changes when one of them would leave the width's range; with `only_try`, nothing changes at all.
+        """
+        import numpy
+
+        unique, times = numpy.unique(clusters, return_counts=True)
+        old = self.get_many(unique)
+        new = old.astype(numpy.int64) + times * amount
+        wrong = (new < 0) | (new > min(self.largest, (1 << 63) - 1)) | (old >= 1 << 62)
+        if wrong.any():
+            at = int(numpy.flatnonzero(wrong)[0])
+            self._refuse_count(int(unique[at]), int(new[at]))
+        if only_try:
+            return
+        block_of = unique // self.block_entries
+        for block_index in numpy.unique(block_of).tolist():
+            block = self._ensure_block(block_index)
+            mine = block_of == block_index
+            counts = numpy.asarray(block)
+            counts[unique[mine] - block_index * self.block_entries] = new[mine].astype(counts.dtype)
+            self._dirty_blocks.add(block_index)
+        if amount < 0 and len(unique):
+            self._search_from = min(self._search_from, int(unique[0]))
+
+    def _refuse_count(self, cluster: int, count: int) -> None:
+        raise Corrupt(
+            self._storage.name,
+            f"refcount of the cluster at {cluster * self.cluster_bytes}",
+            expected=f"0 to {self.largest}",
+            found=count,
+        )
+
     # Writing back ----------------------------------------------------------------------------------------------
 
     @property
@@ -253,14 +257,24 @@ class Refcounts:
         """Whether there is anything to write back."""
         return bool(self._dirty_blocks or self._dirty_table or self._moved_table_from)
 
-    def write_back(self) -> None:
-        """Write blocks, then the table, then the header where the table moved, each once what it points to is safe."""
-        storage = self._storage
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes of the blocks that the file has not got yet."""
+        return len(self._dirty_blocks) * self.cluster_bytes
+
+    def write_blocks(self) -> None:
+        """Write the blocks that changed. Nothing is flushed."""
         for index in sorted(self._dirty_blocks):
-            storage.write(self.table[index] & _OFFSET_MASK, pack_counts(self._blocks[index], self._bits))
-        if self._dirty_blocks:
-            storage.flush()
+            self._storage.write(self.table[index] & _OFFSET_MASK, pack_counts(self._blocks[index], self._bits))
         self._dirty_blocks.clear()
+
+    def write_table(self) -> None:
+        """Write and flush the table where it changed, and the header where the table moved.
+
+        Call it when the blocks have been written and flushed. The counts of the old table's place go down in memory
+        only: the next `write_blocks` writes them.
+        """
+        storage = self._storage
         if self._moved_table_from is not None:
             storage.write(self._header.refcount_table_offset, store_big_endian(self.table))
             storage.flush()
@@ -269,9 +283,16 @@ class Refcounts:
             moved, self._moved_table_from = self._moved_table_from, None
             self._dirty_table.clear()
             self._release(*moved)
-            self.write_back()
         elif self._dirty_table:
             for index in sorted(self._dirty_table):
                 storage.write(self._header.refcount_table_offset + 8 * index, self.table[index].to_bytes(8, "big"))
             self._dirty_table.clear()
             storage.flush()
+
+    def write_back(self) -> None:
+        """Write and flush blocks, then the table."""
+        while self.is_dirty:
+            if self._dirty_blocks:
+                self.write_blocks()
+                self._storage.flush()
+            self.write_table()

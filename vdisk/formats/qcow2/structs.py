@@ -1,6 +1,6 @@
 """What stands in a qcow2 file's header; big-endian throughout (QEMU docs/interop/qcow2)."""
 
-from construct import Bytes, Int8ub, Int32ub, Int64ub, Struct
+from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 MAGIC = b"QFI\xfb"
 
@@ -35,3 +35,56 @@ ExtensionHead = Struct("type" / Int32ub, "length" / Int32ub)
 
 FeatureName = Struct("kind" / Int8ub, "bit" / Int8ub, "name" / Bytes(46))
 """A row of the feature name table."""
+
+SnapshotHead = Struct(
+    "l1_offset" / Int64ub,
+    "l1_entries" / Int32ub,
+    "id_bytes" / Int16ub,
+    "name_bytes" / Int16ub,
+    "date_seconds" / Int32ub,
+    "date_nanoseconds" / Int32ub,
+    "vm_clock_nanoseconds" / Int64ub,
+    "vm_state_bytes" / Int32ub,
+    "extra_bytes" / Int32ub,
+)
+"""40 bytes that begin an entry of the snapshot table; extra data, ID and name follow, padded to a multiple of 8."""
+
+SnapshotExtra = Struct("vm_state_bytes" / Int64ub, "disk_bytes" / Int64ub)
+"""How the extra data begins, where there is any; an instruction count may follow."""
+
+BitmapExtension = Struct(
+    "count" / Int32ub, "reserved" / Int32ub, "directory_bytes" / Int64ub, "directory_offset" / Int64ub
+)
+
+BitmapHead = Struct(
+    "table_offset" / Int64ub,
+    "table_entries" / Int32ub,
+    "flags" / Int32ub,
+    "kind" / Int8ub,
+    "granularity_bits" / Int8ub,
+    "name_bytes" / Int16ub,
+    "extra_bytes" / Int32ub,
+)
+"""24 bytes that begin an entry of the bitmap directory; extra data and name follow, padded to a multiple of 8."""
+
+LuksExtension = Struct("offset" / Int64ub, "length" / Int64ub)
+
+LuksSlot = Struct(
+    "state" / Int32ub, "iterations" / Int32ub, "salt" / Bytes(32), "material_sector" / Int32ub, "stripes" / Int32ub
+)
+
+LuksHeader = Struct(
+    "magic" / Bytes(6),
+    "version" / Int16ub,
+    "cipher" / Bytes(32),
+    "mode" / Bytes(32),
+    "hash" / Bytes(32),
+    "payload_sector" / Int32ub,
+    "key_bytes" / Int32ub,
+    "digest" / Bytes(20),
+    "digest_salt" / Bytes(32),
+    "digest_iterations" / Int32ub,
+    "uuid" / Bytes(40),
+    "slots" / LuksSlot[8],
+)
+"""592 bytes: the LUKS1 on-disk format's header."""
