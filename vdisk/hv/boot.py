@@ -176,13 +176,13 @@ class Watcher:
         self.kind, self.reason, self.ok = kind, reason, ok
         return True
 
-    def look(self) -> bool:
-        """Look once; cheap when it is too early for another look."""
+    def look(self, *, now_or_never: bool = False) -> bool:
+        """Look once; cheap when it is too early for another look, unless there will be no other."""
         now = self._now()
         sample = self._guest.sample()
         if sample is not None:
             self._samples.append(sample)
-        if now < self._next_look:
+        if now < self._next_look and not now_or_never:
             return False
         self._next_look = now + _LOOK_SECONDS
         serial, screen = self._guest.serial_tail(_TAIL_BYTES), self._guest.screen_text()
@@ -391,8 +391,8 @@ def boot(
         while True:
             if not machine.step():
                 # Its last words may not have been read yet.
-                watcher.look()
-                if not watcher.ok and machine.stop is not None:
+                watcher.look(now_or_never=True)
+                if machine.stop is not None and watcher.kind != "expected text":
                     watcher.has_stopped(machine.stop, machine.resets)
                 break
             if watcher.look():
