@@ -359,7 +359,7 @@ def _watch(
     while True:
         done = watcher.look()
         if guest.has_stopped() and guest.stop is not None:
-            if not watcher.ok:
+            if watcher.kind != "expected text":
                 watcher.has_stopped(guest.stop, guest.resets)
             return
         if done and not (strokes and watcher.kind == "login prompt"):
