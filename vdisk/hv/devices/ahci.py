@@ -34,16 +34,13 @@ ICH8M_AHCI = (0x8086, 0x2829)
 VMWARE_AHCI = (0x15AD, 0x07E0)
 PARALLELS_AHCI = (0x8086, 0x2821)
 
-CAP, GHC, IS, PI, VS = 0x00, 0x04, 0x08, 0x0C, 0x10
 PORTS, PORT_BYTES = 0x100, 0x80
-CLB, CLBU, FB, FBU, PXIS, PXIE, CMD = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x18
-TFD, SIG, SSTS, SCTL, SERR, SACT, CI = 0x20, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38
 _GHC_RESET, _GHC_INTERRUPTS, _GHC_AHCI = 1 << 0, 1 << 1, 1 << 31
 _CAP = 1 << 31 | 1 << 30 | 1 << 24 | 2 << 20 | 1 << 18 | 31 << 8  # 64 bit, NCQ, CLO, 3 Gbit/s, AHCI only, 32 slots
 _VERSION = 0x00010300
 _ST, _SUD, _POD, _CLO, _FRE, _FR, _CR, _ATAPI = (1 << n for n in (0, 1, 2, 3, 4, 14, 15, 24))
 _CMD_WRITABLE = _ST | _FRE | _ATAPI | 1 << 25
-_DHRS, _PSS, _SDBS, _DPS, _PCS, _OFS, _IFS, _HBFS, _TFES = (1 << n for n in (0, 1, 3, 5, 6, 24, 27, 29, 30))
+_DHRS, _PSS, _SDBS, _PCS, _OFS, _IFS, _HBFS, _TFES = (1 << n for n in (0, 1, 3, 6, 24, 27, 29, 30))
 _IS_CLEARABLE = 0xFDC000AF
 _LINK_UP, _LINK_OFF = 0x123, 0x004
 _EXCHANGED = 1 << 26
@@ -55,9 +52,22 @@ _PRD = struct.Struct("<Q4xI")
 _TABLE_BYTES, _PRD_BYTES, _PACKET_OFFSET = 0x80, 16, 0x40
 _HOST_TO_DEVICE, _DEVICE_TO_HOST, _PIO_SETUP, _SET_DEVICE_BITS = 0x27, 0x34, 0x5F, 0xA1
 _PIO_SETUP_AT, _DEVICE_TO_HOST_AT, _SET_DEVICE_BITS_AT = 0x20, 0x40, 0x58
-_HEADER_PACKET, _HEADER_WRITE = 1 << 5, 1 << 6
+_HEADER_PACKET = 1 << 5
 _FIS_COMMAND, _FIS_INTERRUPT = 0x80, 0x40
 _CONTROL_RESET = 0x04
+
+
+class HostRegister:
+    """Registers of the controller (3.1)."""
+
+    CAP, GHC, IS, PI, VS = 0x00, 0x04, 0x08, 0x0C, 0x10
+
+
+class PortRegister:
+    """Registers of a port, from its own start (3.3)."""
+
+    CLB, CLBU, FB, FBU, IS, IE, CMD = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x18
+    TFD, SIG, SSTS, SCTL, SERR, SACT, CI = 0x20, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38
 
 
 class _Fault(Exception):
@@ -131,62 +141,62 @@ class AhciPort:
     def read(self, offset: int) -> int:
         """A register of the port."""
         match offset:
-            case 0x00:
+            case PortRegister.CLB:
                 return self._list & 0xFFFFFFFF
-            case 0x04:
+            case PortRegister.CLBU:
                 return self._list >> 32
-            case 0x08:
+            case PortRegister.FB:
                 return self._fis & 0xFFFFFFFF
-            case 0x0C:
+            case PortRegister.FBU:
                 return self._fis >> 32
-            case 0x10:
+            case PortRegister.IS:
                 return self._shown_interrupts()
-            case 0x14:
+            case PortRegister.IE:
                 return self.interrupt_enable
-            case 0x18:
+            case PortRegister.CMD:
                 running = (_FR if self.command & _FRE else 0) | (_CR if self.command & _ST else 0)
                 return self.command | running | _SUD | _POD | self._current_slot << 8
-            case 0x20:
+            case PortRegister.TFD:
                 return self._status | self._error << 8
-            case 0x24:
+            case PortRegister.SIG:
                 return self.signature
-            case 0x28:
+            case PortRegister.SSTS:
                 return self._link
-            case 0x2C:
+            case PortRegister.SCTL:
                 return self._control
-            case 0x30:
+            case PortRegister.SERR:
                 return self._errors
-            case 0x34:
+            case PortRegister.SACT:
                 return self._active
-            case 0x38:
+            case PortRegister.CI:
                 return self.issued
         return 0
 
     def write(self, offset: int, value: int) -> None:
         """Write a register of the port."""
         match offset:
-            case 0x00:
+            case PortRegister.CLB:
                 self._list = self._list & ~0xFFFFFFFF | value & 0xFFFFFC00
-            case 0x04:
+            case PortRegister.CLBU:
                 self._list = self._list & 0xFFFFFFFF | value << 32
-            case 0x08:
+            case PortRegister.FB:
                 self._fis = self._fis & ~0xFFFFFFFF | value & 0xFFFFFF00
-            case 0x0C:
+            case PortRegister.FBU:
                 self._fis = self._fis & 0xFFFFFFFF | value << 32
-            case 0x10:
+            case PortRegister.IS:
                 self.interrupts &= ~(value & _IS_CLEARABLE)
-            case 0x14:
+            case PortRegister.IE:
                 self.interrupt_enable = value
-            case 0x18:
+            case PortRegister.CMD:
                 self._write_command(value)
-            case 0x2C:
+            case PortRegister.SCTL:
                 self._write_control(value)
-            case 0x30:
+            case PortRegister.SERR:
                 self._errors &= ~value
-            case 0x34:
+            case PortRegister.SACT:
                 if self.is_running:
                     self._active |= value
-            case 0x38:
+            case PortRegister.CI:
                 if self.is_running:
                     self.issued |= value
                     self._run()
@@ -429,15 +439,15 @@ class AhciController(PciFunction):
             index, register = divmod(offset - PORTS, PORT_BYTES)
             return self.ports[index].read(register) if index < len(self.ports) else 0
         match offset:
-            case 0x00:
+            case HostRegister.CAP:
                 return _CAP | len(self.ports) - 1
-            case 0x04:
+            case HostRegister.GHC:
                 return self._control
-            case 0x08:
+            case HostRegister.IS:
                 return self._pending
-            case 0x0C:
+            case HostRegister.PI:
                 return (1 << len(self.ports)) - 1
-            case 0x10:
+            case HostRegister.VS:
                 return _VERSION
         return 0
 
@@ -453,12 +463,12 @@ class AhciController(PciFunction):
             index, register = divmod(offset - PORTS, PORT_BYTES)
             if index < len(self.ports):
                 self.ports[index].write(register, value)
-        elif offset == GHC:
+        elif offset == HostRegister.GHC:
             if value & _GHC_RESET:
                 self._reset_controller()
                 return
             self._control = _GHC_AHCI | value & _GHC_INTERRUPTS
-        elif offset == IS:
+        elif offset == HostRegister.IS:
             self._pending &= ~value
             # With a message instead of a line, what is still pending needs another message.
             self.set_irq(False)

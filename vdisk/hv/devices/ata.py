@@ -19,13 +19,10 @@ from vdisk.hv.devices.dma import SECTOR_BYTES
 from vdisk.hv.devices.scsi import MEDIUM_ERROR, ScsiError
 from vdisk.hv.devices.transfer import Direction, Transfer
 
-BUSY, READY, FAULT, SEEK_DONE, DATA_REQUEST, ERROR = 0x80, 0x40, 0x20, 0x10, 0x08, 0x01
+BUSY, READY, SEEK_DONE, DATA_REQUEST, ERROR = 0x80, 0x40, 0x10, 0x08, 0x01
 ABORTED, ID_NOT_FOUND, UNCORRECTABLE = 0x04, 0x10, 0x40
 LBA_MODE = 0x40
 DISK_SIGNATURE, PACKET_SIGNATURE = 0x000001, 0xEB1401
-IDENTIFY_DEVICE, IDENTIFY_PACKET_DEVICE, SET_FEATURES, DIAGNOSTIC = 0xEC, 0xA1, 0xEF, 0x90
-DEVICE_RESET, PACKET, READ_LOG_EXT = 0x08, 0xA0, 0x2F
-READ_FPDMA_QUEUED, WRITE_FPDMA_QUEUED, DATA_SET_MANAGEMENT = 0x60, 0x61, 0x06
 _MULTIPLE_SECTORS = 16
 _TRIM_BLOCKS = 8
 _NCQ_LOG = 0x10
@@ -37,6 +34,16 @@ _FUA = (0x3D, 0xCE)
 _EXTENDED = frozenset((0x24, 0x25, 0x29, 0x34, 0x35, 0x39, 0x3D, 0xCE, 0x42, 0x27))
 _TAKEN = frozenset((0x70, 0x91, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6, *range(0x10, 0x20)))
 """Commands without effect on a disk that neither spins nor seeks."""
+
+
+class Command:
+    """Opcodes of commands that are told apart one by one; those that move sectors are in the tuples above."""
+
+    DATA_SET_MANAGEMENT, DEVICE_RESET, READ_NATIVE_MAX_EXT, READ_LOG_EXT = 0x06, 0x08, 0x27, 0x2F
+    VERIFY, VERIFY_NO_RETRY, VERIFY_EXT, READ_FPDMA_QUEUED, WRITE_FPDMA_QUEUED = 0x40, 0x41, 0x42, 0x60, 0x61
+    DIAGNOSTIC, INITIALIZE_PARAMETERS, PACKET, IDENTIFY_PACKET_DEVICE = 0x90, 0x91, 0xA0, 0xA1
+    SET_MULTIPLE, CHECK_POWER, FLUSH, FLUSH_EXT, IDENTIFY_DEVICE = 0xC6, 0xE5, 0xE7, 0xEA, 0xEC
+    SET_FEATURES, READ_NATIVE_MAX = 0xEF, 0xF8
 
 
 class AtaError(Exception):
@@ -206,43 +213,43 @@ class AtaDisk(AtaDevice):
             block_bytes = self.multiple_sectors * SECTOR_BYTES
             return Action(Protocol.PIO, self._data(task, direction), block_bytes)
         if command in _TAKEN:
-            if command == 0x91:  # initialize device parameters
+            if command == Command.INITIALIZE_PARAMETERS:
                 self.heads, self.track_sectors = (task.device & 15) + 1, task.count & 0xFF or 1
             return Action(Protocol.NONE)
         return self._other(task)
 
     def _other(self, task: TaskFile) -> Action:
         match task.command:
-            case 0x60 | 0x61 if self.is_sata:
+            case Command.READ_FPDMA_QUEUED | Command.WRITE_FPDMA_QUEUED if self.is_sata:
                 return Action(Protocol.QUEUED, self._queued(task))
-            case 0xE7 | 0xEA:
+            case Command.FLUSH | Command.FLUSH_EXT:
                 self._flush()
-            case 0xEC:
+            case Command.IDENTIFY_DEVICE:
                 return Action(Protocol.PIO, Transfer.answer(self.identify()))
-            case 0xEF:
+            case Command.SET_FEATURES:
                 return self._set_features(task)
-            case 0x40 | 0x41 | 0x42:
+            case Command.VERIFY | Command.VERIFY_NO_RETRY | Command.VERIFY_EXT:
                 self._range(task)
-            case 0xC6:
+            case Command.SET_MULTIPLE:
                 count = task.count & 0xFF
                 if count > _MULTIPLE_SECTORS or count & (count - 1):
                     raise AtaError
                 self.multiple_sectors = count
-            case 0xE5:
+            case Command.CHECK_POWER:
                 task.count = task.count & ~0xFF | 0xFF  # active
-            case 0xF8:
+            case Command.READ_NATIVE_MAX:
                 last = min(self.sectors, 1 << 28) - 1
                 task.lba, task.device = last & 0xFFFFFF, task.device & 0xF0 | last >> 24 & 15
-            case 0x27:
+            case Command.READ_NATIVE_MAX_EXT:
                 task.lba = self.sectors - 1
-            case 0x90:
+            case Command.DIAGNOSTIC:
                 task.count, task.lba = 1, self.signature
-            case 0x06 if task.features & 1 and self.disk.writable:
+            case Command.DATA_SET_MANAGEMENT if task.features & 1 and self.disk.writable:
                 length = task.count * SECTOR_BYTES
                 if not 0 < task.count <= _TRIM_BLOCKS:
                     raise AtaError
                 return Action(Protocol.DMA, Transfer.parameters(length, self._trim))
-            case 0x2F if self.is_sata:
+            case Command.READ_LOG_EXT if self.is_sata:
                 return self._read_log(task)
             case _:
                 raise AtaError
@@ -280,7 +287,7 @@ class AtaDisk(AtaDevice):
         if first + count > self.sectors:
             raise AtaError(ID_NOT_FOUND)
         offset, length = first * SECTOR_BYTES, count * SECTOR_BYTES
-        if task.command == READ_FPDMA_QUEUED:
+        if task.command == Command.READ_FPDMA_QUEUED:
             return Transfer.read_disk(self.disk, offset, length)
         if not self.disk.writable:
             raise AtaError

@@ -6,16 +6,11 @@ import struct
 
 from vdisk.block.device import BlockDevice
 from vdisk.hv.devices.ata import (
-    DEVICE_RESET,
-    DIAGNOSTIC,
-    IDENTIFY_DEVICE,
-    IDENTIFY_PACKET_DEVICE,
-    PACKET,
     PACKET_SIGNATURE,
-    SET_FEATURES,
     Action,
     AtaDevice,
     AtaError,
+    Command,
     Protocol,
     TaskFile,
 )
@@ -226,19 +221,19 @@ class AtapiDrive(AtaDevice):
     def begin(self, task: TaskFile) -> Action:
         """The few commands of the packet feature set."""
         command = task.command
-        if command == PACKET:
+        if command == Command.PACKET:
             return Action(Protocol.PACKET)
-        if command == IDENTIFY_PACKET_DEVICE:
+        if command == Command.IDENTIFY_PACKET_DEVICE:
             return Action(Protocol.PIO, Transfer.answer(self.identify()))
-        if command in (DEVICE_RESET, DIAGNOSTIC, IDENTIFY_DEVICE):
+        if command in (Command.DEVICE_RESET, Command.DIAGNOSTIC, Command.IDENTIFY_DEVICE):
             # The signature is how a guest that asks for a disk learns that this is none.
             task.count, task.lba, task.device = 1, self.signature, task.device & 0x10
-            if command == IDENTIFY_DEVICE:
+            if command == Command.IDENTIFY_DEVICE:
                 raise AtaError
             return Action(Protocol.NONE)
-        if command == SET_FEATURES:
+        if command == Command.SET_FEATURES:
             return self._set_features(task)
-        if command == 0xE5:
+        if command == Command.CHECK_POWER:
             task.count = 0xFF
             return Action(Protocol.NONE)
         if command in _IDLE_COMMANDS:

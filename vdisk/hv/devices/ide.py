@@ -13,8 +13,6 @@ from vdisk.hv.devices.ata import (
     ABORTED,
     BUSY,
     DATA_REQUEST,
-    DEVICE_RESET,
-    DIAGNOSTIC,
     ERROR,
     ID_NOT_FOUND,
     READY,
@@ -23,6 +21,7 @@ from vdisk.hv.devices.ata import (
     Action,
     AtaDevice,
     AtaError,
+    Command,
     Protocol,
     TaskFile,
 )
@@ -193,21 +192,21 @@ class IdeChannel:
     # Commands --------------------------------------------------------------------------------------------------
 
     def _command(self, command: int) -> None:
-        if command == DIAGNOSTIC:
+        if command == Command.DIAGNOSTIC:
             self._diagnose()
             return
         unit = self._selected
         device = unit.device
         if device is None or unit.status & BUSY:
             return
-        if unit.status & DATA_REQUEST and command != DEVICE_RESET:
+        if unit.status & DATA_REQUEST and command != Command.DEVICE_RESET:
             unit.end_data()  # a new command ends the one under way
         self._lower()
         unit.registers[COMMAND] = command
         unit.awaits_packet = unit.awaits_dma = False
         unit.error = 0
         unit.status = _IDLE
-        if command == DEVICE_RESET and device.is_packet:
+        if command == Command.DEVICE_RESET and device.is_packet:
             unit.reset()
             return
         task = unit.task()

@@ -19,8 +19,6 @@ from vdisk.hv.devices.scsi import GOOD, ScsiTarget
 LSI_53C1030 = (0x1000, 0x0030)
 VMWARE_SUBSYSTEM = (0x15AD, 0x1976)
 _PORTS_BYTES, _MEMORY_BYTES = 256, 0x20000
-DOORBELL, WRITE_SEQUENCE, DIAGNOSTIC, INTERRUPT_STATUS, INTERRUPT_MASK = 0x00, 0x04, 0x08, 0x30, 0x34
-REQUEST_FIFO, REPLY_FIFO, HIGH_PRIORITY_FIFO = 0x40, 0x44, 0x48
 _READY, _OPERATIONAL, _FAULT = 0x10000000, 0x20000000, 0x40000000
 _BUS_FAULT = 0x8112
 _DOORBELL_ACTIVE = 0x08000000
@@ -34,6 +32,13 @@ _LAST, _SIMPLE, _CHAIN, _TYPE, _WIDE, _END_OF_LIST = 0x80, 0x10, 0x30, 0x30, 0x0
 _MOST_ELEMENTS = 8192
 _LONGEST_HANDSHAKE_WORDS = mpi.REQUEST_FRAME_WORDS * 2
 _ACTION_HEADER, _READ_ACTIONS, _WRITE_ACTIONS = 0, (1, 5, 6), (2, 4)
+
+
+class Register:
+    """The registers."""
+
+    DOORBELL, WRITE_SEQUENCE, DIAGNOSTIC, INTERRUPT_STATUS, INTERRUPT_MASK = 0x00, 0x04, 0x08, 0x30, 0x34
+    REQUEST_FIFO, REPLY_FIFO, HIGH_PRIORITY_FIFO = 0x40, 0x44, 0x48
 
 
 class Lsi53c1030(PciFunction):
@@ -105,16 +110,16 @@ class Lsi53c1030(PciFunction):
 
     def _read_word(self, offset: int) -> int:
         match offset:
-            case 0x00:
+            case Register.DOORBELL:
                 return self._read_doorbell()
-            case 0x08:
+            case Register.DIAGNOSTIC:
                 return self._diagnostic
-            case 0x30:
+            case Register.INTERRUPT_STATUS:
                 replies = _REPLY_INTERRUPT if self._replies else 0
                 return replies | (_DOORBELL_INTERRUPT if self._doorbell_interrupt else 0)
-            case 0x34:
+            case Register.INTERRUPT_MASK:
                 return self._mask
-            case 0x44:
+            case Register.REPLY_FIFO:
                 if not self._replies:
                     return _EMPTY
                 reply = self._replies.popleft()
@@ -127,21 +132,21 @@ class Lsi53c1030(PciFunction):
         if size != 4:
             return
         match offset:
-            case 0x40 | 0x48:
+            case Register.REQUEST_FIFO | Register.HIGH_PRIORITY_FIFO:
                 self._request(value & 0xFFFFFFFC)  # the lowest bits are a hint of the frame's length
-            case 0x44:
+            case Register.REPLY_FIFO:
                 if len(self._free_frames) < _MOST_FRAMES:
                     self._free_frames.append(value)
-            case 0x30:
+            case Register.INTERRUPT_STATUS:
                 self._acknowledge_doorbell()
-            case 0x34:
+            case Register.INTERRUPT_MASK:
                 self._mask = value & (_REPLY_INTERRUPT | _DOORBELL_INTERRUPT)
                 self._update_irq()
-            case 0x00:
+            case Register.DOORBELL:
                 self._write_doorbell(value)
-            case 0x04:
+            case Register.WRITE_SEQUENCE:
                 self._write_sequence(value & 0x0F)
-            case 0x08:
+            case Register.DIAGNOSTIC:
                 self._write_diagnostic(value)
 
     def _update_irq(self) -> None:

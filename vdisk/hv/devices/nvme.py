@@ -48,6 +48,13 @@ _FEATURES = {1: 0, 2: 0, 4: 0x157, 5: 0, 8: 0, 9: 0, 0xA: 0, 0xB: 0}
 _DSM_DEALLOCATE = 4
 
 
+class Register:
+    """The registers (3.1); the 64-bit ones have a second half."""
+
+    CAP, CAP_HIGH, VS, INTMS, INTMC, CC, CSTS, AQA = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x1C, 0x24
+    ASQ, ASQ_HIGH, ACQ, ACQ_HIGH = 0x28, 0x2C, 0x30, 0x34
+
+
 class NvmeController(PciFunction):
     """The PCI function, with its registers in BAR 0 and the MSI-X table in BAR 4."""
 
@@ -150,27 +157,27 @@ class NvmeController(PciFunction):
 
     def _read_word(self, offset: int) -> int:
         match offset:
-            case 0x00:
+            case Register.CAP:
                 return _CAP & 0xFFFFFFFF
-            case 0x04:
+            case Register.CAP_HIGH:
                 return _CAP >> 32
-            case 0x08:
+            case Register.VS:
                 return nvme_data.VERSION
-            case 0x0C | 0x10:
+            case Register.INTMS | Register.INTMC:
                 return self._mask
-            case 0x14:
+            case Register.CC:
                 return self._configuration
-            case 0x1C:
+            case Register.CSTS:
                 return self._status
-            case 0x24:
+            case Register.AQA:
                 return self._aqa
-            case 0x28:
+            case Register.ASQ:
                 return self._asq & 0xFFFFFFFF
-            case 0x2C:
+            case Register.ASQ_HIGH:
                 return self._asq >> 32
-            case 0x30:
+            case Register.ACQ:
                 return self._acq & 0xFFFFFFFF
-            case 0x34:
+            case Register.ACQ_HIGH:
                 return self._acq >> 32
         return 0
 
@@ -188,23 +195,23 @@ class NvmeController(PciFunction):
                 self._ring_submission(number, value & 0xFFFF)
             return
         match offset:
-            case 0x0C:
+            case Register.INTMS:
                 self._mask |= value
                 self._update_intx()
-            case 0x10:
+            case Register.INTMC:
                 self._mask &= ~value
                 self._update_intx()
-            case 0x14:
+            case Register.CC:
                 self._write_configuration(value)
-            case 0x24:
+            case Register.AQA:
                 self._aqa = value
-            case 0x28:
+            case Register.ASQ:
                 self._asq = self._asq & ~0xFFFFFFFF | value & 0xFFFFF000
-            case 0x2C:
+            case Register.ASQ_HIGH:
                 self._asq = self._asq & 0xFFFFFFFF | value << 32
-            case 0x30:
+            case Register.ACQ:
                 self._acq = self._acq & ~0xFFFFFFFF | value & 0xFFFFF000
-            case 0x34:
+            case Register.ACQ_HIGH:
                 self._acq = self._acq & 0xFFFFFFFF | value << 32
 
     def _write_configuration(self, value: int) -> None:

@@ -166,11 +166,6 @@ class PciFunction:
         is_off = self.config[COMMAND + 1] & (COMMAND_INTX_OFF >> 8)
         self.intx(self._irq_level and not is_off and not uses_messages)
 
-    @property
-    def is_master(self) -> bool:
-        """Whether the guest lets this function reach memory."""
-        return bool(self.config[COMMAND] & COMMAND_MASTER)
-
     # What the host does ----------------------------------------------------------------------------------------
 
     def connect(self, host: PciHost, intx: IrqLine, send_msi: MsiSender) -> None:

@@ -17,11 +17,7 @@ from vdisk.hv.devices.scsi import CHECK_CONDITION, GOOD, ScsiTarget
 
 VMWARE_PVSCSI = (0x15AD, 0x07C0)
 _REGISTERS_BYTES = 0x8000
-COMMAND, COMMAND_DATA, COMMAND_STATUS = 0x0000, 0x0004, 0x0008
-INTERRUPT_STATUS, INTERRUPT_MASK, KICK_OTHER, KICK_READ_WRITE = 0x100C, 0x2010, 0x3014, 0x4018
-ADAPTER_RESET, SETUP_RINGS, RESET_BUS, RESET_DEVICE, ABORT_COMMAND, CONFIG = 1, 3, 4, 5, 6, 7
 _NOT_SUPPORTED = 0xFFFFFFFF
-_ARGUMENT_WORDS = {ADAPTER_RESET: 0, SETUP_RINGS: 132, RESET_BUS: 0, RESET_DEVICE: 3, ABORT_COMMAND: 4, CONFIG: 6}
 _COMPLETED, _ALL_INTERRUPTS = 0x01, 0x0F
 _PAGE_BYTES, _MOST_PAGES = 4096, 32
 _REQUEST = struct.Struct("<QQQQII16sB8sBBBB")
@@ -35,6 +31,29 @@ _MOST_TARGETS = 16
 _HOST_OK, _HOST_NO_TARGET, _HOST_BAD_PARAMETER = 0x00, 0x11, 0x1A
 # Words of the state page.
 _REQUEST_PRODUCED, _REQUEST_CONSUMED, _REQUEST_LOG2, _DONE_PRODUCED, _DONE_CONSUMED, _DONE_LOG2 = range(6)
+
+
+class Register:
+    """The registers, spread over pages."""
+
+    COMMAND, COMMAND_DATA, COMMAND_STATUS = 0x0000, 0x0004, 0x0008
+    INTERRUPT_STATUS, INTERRUPT_MASK, KICK_OTHER, KICK_READ_WRITE = 0x100C, 0x2010, 0x3014, 0x4018
+
+
+class Command:
+    """What a driver may ask of the adapter."""
+
+    ADAPTER_RESET, SETUP_RINGS, RESET_BUS, RESET_DEVICE, ABORT, CONFIG = 1, 3, 4, 5, 6, 7
+
+
+_ARGUMENT_WORDS = {
+    Command.ADAPTER_RESET: 0,
+    Command.SETUP_RINGS: 132,
+    Command.RESET_BUS: 0,
+    Command.RESET_DEVICE: 3,
+    Command.ABORT: 4,
+    Command.CONFIG: 6,
+}
 
 
 class _Rings:
@@ -109,11 +128,11 @@ class Pvscsi(PciFunction):
         """Read a register; all of them have 4 bytes."""
         if size == 4:
             match offset:
-                case 0x0008:
+                case Register.COMMAND_STATUS:
                     return self._command_status
-                case 0x100C:
+                case Register.INTERRUPT_STATUS:
                     return self._interrupts
-                case 0x2010:
+                case Register.INTERRUPT_MASK:
                     return self._mask
         return 0
 
@@ -122,16 +141,16 @@ class Pvscsi(PciFunction):
         if size != 4:
             return
         match offset:
-            case 0x4018 | 0x3014:
+            case Register.KICK_READ_WRITE | Register.KICK_OTHER:
                 self._process()
-            case 0x0000:
+            case Register.COMMAND:
                 self._start_command(value)
-            case 0x0004:
+            case Register.COMMAND_DATA:
                 self._take_argument(value)
-            case 0x100C:
+            case Register.INTERRUPT_STATUS:
                 self._interrupts &= ~value
                 self._update_irq()
-            case 0x2010:
+            case Register.INTERRUPT_MASK:
                 self._mask = value & _ALL_INTERRUPTS
                 self._update_irq()
 
@@ -173,23 +192,23 @@ class Pvscsi(PciFunction):
         self._command, self._arguments = 0, []
         self._command_status = 0
         match command:
-            case 1:  # adapter reset
+            case Command.ADAPTER_RESET:
                 self._reset_adapter()
-            case 3:  # set up rings
+            case Command.SETUP_RINGS:
                 try:
                     self._rings = _Rings(self._memory, arguments)
                 except HypervisorError:
                     self._rings = None
                     self._command_status = _NOT_SUPPORTED
-            case 4:  # reset bus
+            case Command.RESET_BUS:
                 for target in self._targets:
                     if target is not None:
                         target.reset()
-            case 5:  # reset device
+            case Command.RESET_DEVICE:
                 found = self._target(arguments[0])
                 if found is not None:
                     found.reset()
-            case 7:  # configuration page
+            case Command.CONFIG:
                 self._show_page(struct.unpack("<QQI4x", struct.pack("<6I", *arguments)))
             case _:  # abort: a command that has been taken has also been completed
                 pass

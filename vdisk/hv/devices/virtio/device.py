@@ -9,7 +9,7 @@ from typing import ClassVar
 from vdisk.hv.devices.base import DmaMemory
 from vdisk.hv.devices.virtio.ring import Chain, VirtQueue
 
-F_NOTIFY_ON_EMPTY, F_ANY_LAYOUT, F_INDIRECT, F_EVENT_INDEX, F_VERSION_1 = (1 << n for n in (24, 27, 28, 29, 32))
+F_ANY_LAYOUT, F_INDIRECT, F_EVENT_INDEX, F_VERSION_1 = (1 << n for n in (27, 28, 29, 32))
 RING_FEATURES = F_ANY_LAYOUT | F_INDIRECT | F_EVENT_INDEX | F_VERSION_1
 
 

@@ -16,16 +16,30 @@ from vdisk.hv.devices.virtio.device import F_EVENT_INDEX, F_VERSION_1, RING_FEAT
 from vdisk.hv.devices.virtio.ring import VirtQueue
 
 VENDOR_ID = 0x1AF4
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+DRIVER_OK, FEATURES_OK, NEEDS_RESET = 4, 8, 64
 NO_VECTOR = 0xFFFF
 ISR_QUEUE, ISR_CONFIG = 1, 2
 
 _CAP_COMMON, _CAP_NOTIFY, _CAP_ISR, _CAP_DEVICE, _CAP_PCI_CFG = 1, 2, 3, 4, 5
 _LEGACY_BAR, _MSIX_BAR, _MODERN_BAR = 0, 1, 4
 _LEGACY_BYTES, _MODERN_BYTES = 128, 0x4000
-_LEGACY_NOTIFY = 16
 _AREA_COMMON, _AREA_ISR, _AREA_DEVICE, _AREA_NOTIFY = 0, 1, 2, 3
 _AREA_BYTES = 0x1000
+
+
+class Legacy:
+    """Registers of BAR 0 (4.1.4.8); the two vectors are there only while MSI-X is on."""
+
+    DEVICE_FEATURES, DRIVER_FEATURES, QUEUE_PAGE, QUEUE_SIZE, QUEUE_SELECT = 0, 4, 8, 12, 14
+    QUEUE_NOTIFY, STATUS, ISR, CONFIG_VECTOR, QUEUE_VECTOR = 16, 18, 19, 20, 22
+
+
+class Common:
+    """Fields of the common configuration structure (4.1.4.3); the queue's addresses have a second half."""
+
+    DEVICE_SELECT, DEVICE_FEATURES, DRIVER_SELECT, DRIVER_FEATURES, CONFIG_VECTOR, QUEUES = 0, 4, 8, 12, 16, 18
+    STATUS, QUEUE_SELECT, QUEUE_SIZE, QUEUE_VECTOR, QUEUE_ENABLE, NOTIFY_OFFSET = 20, 22, 24, 26, 28, 30
+    DESC, DESC_HIGH, AVAIL, AVAIL_HIGH, USED, USED_HIGH = 32, 36, 40, 44, 48, 52
 
 
 class _LegacyRegisters:
@@ -41,45 +55,45 @@ class _LegacyRegisters:
         transport = self._transport
         queue = transport.queue
         match offset:
-            case 0:
+            case Legacy.DEVICE_FEATURES:
                 return transport.offered & 0xFFFFFFFF
-            case 4:
+            case Legacy.DRIVER_FEATURES:
                 return transport.device.negotiated & 0xFFFFFFFF
-            case 8:
+            case Legacy.QUEUE_PAGE:
                 return queue.legacy_page if queue is not None else 0
-            case 12:
+            case Legacy.QUEUE_SIZE:
                 return queue.largest_size if queue is not None else 0
-            case 14:
+            case Legacy.QUEUE_SELECT:
                 return transport.queue_select
-            case 18:
+            case Legacy.STATUS:
                 return transport.status
-            case 19:
+            case Legacy.ISR:
                 return transport.read_isr()
-            case 20 if transport.uses_msix:
+            case Legacy.CONFIG_VECTOR if transport.uses_msix:
                 return transport.config_vector
-            case 22 if transport.uses_msix:
+            case Legacy.QUEUE_VECTOR if transport.uses_msix:
                 return queue.vector if queue is not None else NO_VECTOR
         start = 24 if transport.uses_msix else 20
         return transport.read_device_config(offset - start, size) if offset >= start else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         transport = self._transport
-        if offset == _LEGACY_NOTIFY:  # the hot one
+        if offset == Legacy.QUEUE_NOTIFY:  # the hot one
             transport.notify(value)
             return
         queue = transport.queue
         match offset:
-            case 4:
+            case Legacy.DRIVER_FEATURES:
                 transport.device.negotiated = value & transport.offered & 0xFFFFFFFF
-            case 8 if queue is not None:
+            case Legacy.QUEUE_PAGE if queue is not None:
                 transport.set_legacy_page(queue, value)
-            case 14:
+            case Legacy.QUEUE_SELECT:
                 transport.queue_select = value & 0xFFFF
-            case 18:
+            case Legacy.STATUS:
                 transport.set_status(value & 0xFF)
-            case 20 if transport.uses_msix:
+            case Legacy.CONFIG_VECTOR if transport.uses_msix:
                 transport.config_vector = transport.valid_vector(value)
-            case 22 if transport.uses_msix:
+            case Legacy.QUEUE_VECTOR if transport.uses_msix:
                 if queue is not None:
                     queue.vector = transport.valid_vector(value)
             case _:
@@ -158,7 +172,7 @@ class VirtioPci(PciFunction):
 
         structure(_CAP_COMMON, _MODERN_BAR, _AREA_COMMON * _AREA_BYTES, 56)
         if not modern_only:
-            structure(_CAP_NOTIFY, _LEGACY_BAR, _LEGACY_NOTIFY, 2, struct.pack("<I", 0))
+            structure(_CAP_NOTIFY, _LEGACY_BAR, Legacy.QUEUE_NOTIFY, 2, struct.pack("<I", 0))
         notify_bytes = 4 * len(self.device.queues)
         structure(_CAP_NOTIFY, _MODERN_BAR, _AREA_NOTIFY * _AREA_BYTES, notify_bytes, struct.pack("<I", 4))
         structure(_CAP_ISR, _MODERN_BAR, _AREA_ISR * _AREA_BYTES, 1)
@@ -272,54 +286,54 @@ class VirtioPci(PciFunction):
         """A field of the common configuration structure."""
         queue = self.queue
         match offset:
-            case 0 | 8:
+            case Common.DEVICE_SELECT | Common.DRIVER_SELECT:
                 return self._feature_select[offset >> 3]
-            case 4 | 12:
+            case Common.DEVICE_FEATURES | Common.DRIVER_FEATURES:
                 select = self._feature_select[offset >> 3]
-                bits = self.offered if offset == 4 else self.device.negotiated
+                bits = self.offered if offset == Common.DEVICE_FEATURES else self.device.negotiated
                 return bits >> 32 * select & 0xFFFFFFFF if select < 2 else 0
-            case 16:
+            case Common.CONFIG_VECTOR:
                 return self.config_vector
-            case 18:
+            case Common.QUEUES:
                 return len(self.device.queues)
-            case 20:
+            case Common.STATUS:
                 return self.status
-            case 22:
+            case Common.QUEUE_SELECT:
                 return self.queue_select
         if queue is None:
-            return NO_VECTOR if offset == 26 else 0
+            return NO_VECTOR if offset == Common.QUEUE_VECTOR else 0
         match offset:
-            case 24:
+            case Common.QUEUE_SIZE:
                 return queue.size
-            case 26:
+            case Common.QUEUE_VECTOR:
                 return queue.vector
-            case 28:
+            case Common.QUEUE_ENABLE:
                 return int(queue.enabled)
-            case 30:
+            case Common.NOTIFY_OFFSET:
                 return self.queue_select
-            case 32 | 36:
-                return queue.desc_address >> 8 * (offset - 32) & 0xFFFFFFFF
-            case 40 | 44:
-                return queue.avail_address >> 8 * (offset - 40) & 0xFFFFFFFF
-            case 48 | 52:
-                return queue.used_address >> 8 * (offset - 48) & 0xFFFFFFFF
+            case Common.DESC | Common.DESC_HIGH:
+                return queue.desc_address >> 8 * (offset - Common.DESC) & 0xFFFFFFFF
+            case Common.AVAIL | Common.AVAIL_HIGH:
+                return queue.avail_address >> 8 * (offset - Common.AVAIL) & 0xFFFFFFFF
+            case Common.USED | Common.USED_HIGH:
+                return queue.used_address >> 8 * (offset - Common.USED) & 0xFFFFFFFF
         return 0
 
     def write_common(self, offset: int, value: int) -> None:
         """Write a field of the common configuration structure."""
         match offset:
-            case 0 | 8:
+            case Common.DEVICE_SELECT | Common.DRIVER_SELECT:
                 self._feature_select[offset >> 3] = value
-            case 12:
+            case Common.DRIVER_FEATURES:
                 select = self._feature_select[1]
                 if select < 2 and not self.status & FEATURES_OK:
                     kept = self.device.negotiated & ~(0xFFFFFFFF << 32 * select)
                     self.device.negotiated = kept | value << 32 * select
-            case 16:
+            case Common.CONFIG_VECTOR:
                 self.config_vector = self.valid_vector(value)
-            case 20:
+            case Common.STATUS:
                 self.set_status(value & 0xFF)
-            case 22:
+            case Common.QUEUE_SELECT:
                 self.queue_select = value & 0xFFFF
             case _:
                 if self.queue is not None:
@@ -327,24 +341,24 @@ class VirtioPci(PciFunction):
 
     def _write_queue(self, queue: VirtQueue, offset: int, value: int) -> None:
         match offset:
-            case 26:
+            case Common.QUEUE_VECTOR:
                 queue.vector = self.valid_vector(value)
                 return
-            case 28:
+            case Common.QUEUE_ENABLE:
                 if value & 1 and not queue.enabled:
                     self._enable(queue)
                 return
         if queue.enabled:
             return  # a driver does not move a ring in use
         match offset:
-            case 24:
+            case Common.QUEUE_SIZE:
                 queue.size = value & 0xFFFF
-            case 32 | 36:
-                queue.desc_address = _replaced(queue.desc_address, offset - 32, value)
-            case 40 | 44:
-                queue.avail_address = _replaced(queue.avail_address, offset - 40, value)
-            case 48 | 52:
-                queue.used_address = _replaced(queue.used_address, offset - 48, value)
+            case Common.DESC | Common.DESC_HIGH:
+                queue.desc_address = _replaced(queue.desc_address, offset - Common.DESC, value)
+            case Common.AVAIL | Common.AVAIL_HIGH:
+                queue.avail_address = _replaced(queue.avail_address, offset - Common.AVAIL, value)
+            case Common.USED | Common.USED_HIGH:
+                queue.used_address = _replaced(queue.used_address, offset - Common.USED, value)
 
     def read_device_config(self, offset: int, size: int) -> int:
         """The device's own configuration; zeros behind its end."""

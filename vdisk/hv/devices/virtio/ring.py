@@ -144,10 +144,6 @@ class VirtQueue:
         self.used_index = index = (index + 1) & 0xFFFF
         self._used[1] = index
 
-    def unpop(self) -> None:
-        """Put the chain of the last `pop` back: it will come again."""
-        self.last_avail = (self.last_avail - 1) & 0xFFFF
-
     def wants_kick(self) -> bool:
         """Ask for a notification with the next request; True when one has come in meanwhile."""
         if self.event_index:
