@@ -1,14 +1,19 @@
 """Make the sample images: a small bootable disk that greets on the screen and on the serial port, and then halts.
 
-Run it as `python samples/make_samples.py [FOLDER]`. The content is the same on every run, so the checksums are too.
+    python samples/make_samples.py [FOLDER]     make hello.* in every format, and SHA256SUMS
+    python samples/make_samples.py --check      see that the samples here have their checksums and hold the disk
+
+The disk is the same on every run. The images are not: identifiers and times in them are new, as in all images.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 from pathlib import Path
 
+import vdisk
 from vdisk.hv.firmware.assembler import assemble
 
 SECTOR_BYTES = 512
@@ -99,10 +104,57 @@ def hello_disk() -> bytes:
     return bytes(disk)
 
 
-def main() -> None:
-    """Write `hello.raw` into the folder given, or into this file's."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+# Small blocks where that keeps a file small and others read it; what is left out is sparse or compresses well.
+SAMPLES: dict[str, tuple[str, dict[str, str], bool]] = {
+    "hello.raw": ("raw", {}, False),
+    "hello.qcow2": ("qcow2", {"cluster_size": "4K"}, False),
+    "hello-compressed.qcow2": ("qcow2", {"cluster_size": "4K"}, True),
+    "hello.vmdk": ("vmdk", {}, False),
+    "hello-stream.vmdk": ("vmdk", {"subformat": "streamOptimized"}, False),
+    "hello.vdi": ("vdi", {}, False),
+    "hello.vhd": ("vhd", {"block_size": "512K"}, False),
+    "hello.vhdx": ("vhdx", {}, False),
+    "hello.hds": ("parallels", {}, False),
+}
+SUMS = "SHA256SUMS"
+
+
+def make(folder: Path) -> None:
+    """Write hello.* in every format, and their checksums, into a folder."""
     (folder / "hello.raw").write_bytes(hello_disk())
+    for name, (format_name, options, compress) in SAMPLES.items():
+        if format_name != "raw":
+            vdisk.convert(
+                folder / "hello.raw", folder / name, target_format=format_name, options=options, compress=compress
+            )
+    (folder / SUMS).write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in SAMPLES), encoding="ascii")
+
+
+def check(folder: Path) -> list[str]:
+    """What is wrong with the samples in a folder: a wrong checksum, another disk."""
+    wrong = []
+    for line in (folder / SUMS).read_text(encoding="ascii").splitlines():
+        wanted, name = line.split()
+        if _sum(folder / name) != wanted:
+            wrong.append(f"{name}: not the checksum of {SUMS}")
+        with vdisk.open(folder / name) as disk:
+            if disk.read(0, disk.size) != hello_disk():
+                wrong.append(f"{name}: holds another disk")
+    return wrong
+
+
+def _sum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Make the samples, or check them."""
+    here = Path(__file__).parent
+    if sys.argv[1:] == ["--check"]:
+        wrong = check(here)
+        print("\n".join(wrong) or "all samples are as they should be")
+        sys.exit(bool(wrong))
+    make(Path(sys.argv[1]) if len(sys.argv) > 1 else here)
 
 
 if __name__ == "__main__":
