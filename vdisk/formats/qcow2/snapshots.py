@@ -263,6 +263,9 @@ def _count_tree(image: Qcow2Image, tree: ClusterMap, amount: int, *, only_try: b
 
     refcounts = image.editor.refcounts
     for _, _, clusters in tree_of(tree):
+        if only_try and amount > 0 and len(clusters) and int(refcounts.get_many(clusters).max()) >= refcounts.largest:
+            bits = image.header.refcount_bits
+            raise OptionError(f"{image.name}: reference counts of {bits} bits go no higher: vdisk amend can widen them")
         refcounts.add_many(clusters, amount, only_try=only_try)
 
 

@@ -158,11 +158,11 @@ class ClusterMap:
         last = ((end - 1) >> self.cluster_bits) & self.l2_mask
         for run_end, kind in self._runs(table, index, last + 1):
             stop = min(end, (offset & ~mask) + (run_end - index) * cluster_bytes)
-            if kind in (_ENCODED, _MIXED):
+            if kind in (_ENCODED, _MIXED) or (kind == _DATA and self._is_aes):
                 while offset < stop:
                     inside = offset & mask
                     unit_end = min(stop, offset - inside + cluster_bytes)
-                    if words == 1 or kind == _ENCODED:
+                    if words == 1 or kind != _MIXED:
                         yield self._extent(offset, unit_end - offset, table[index * words], inside)
                     else:
                         yield from self._subclusters(offset, unit_end - offset, table, index * 2, inside)
