@@ -39,7 +39,7 @@ Examples:
 )
 @click.option("--expect", metavar="TEXT", help="Succeed once TEXT is on the screen or the serial port.")
 @click.option("--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Give up then.")
-@click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, and names like <up>, <wait 2>.")
+@click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, names like <up>, <wait 2>, and <expect login:>.")
 @click.option("--screenshot", type=click.Path(), metavar="FILE", help="The last screen, as .txt or .png.")
 @click.option(
     "--serial", type=click.File("wb", lazy=False), metavar="FILE", help="Write what the serial port sends to FILE."
