@@ -17,6 +17,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,8 @@ def main() -> int:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the command")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     arguments = parser.parse_args()
+    # A lab must not outlive its runner, nor leave its folders behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="vdisk-lab-") as temporary:
         exchange: Path = arguments.exchange or Path(temporary)
         exchange.mkdir(parents=True, exist_ok=True)
