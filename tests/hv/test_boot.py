@@ -39,7 +39,7 @@ def test_every_profile_boots(profile):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("controller", ["virtio-blk", "ide", "ahci", "pvscsi", "nvme"])
+@pytest.mark.parametrize("controller", CONTROLLERS)
 def test_seabios_boots_the_same_disk(controller):
     firmware = peers.require_file(guests.SEABIOS, "seabios").read_bytes()
     rom = peers.require_file(guests.VGA_BIOS, "seabios").read_bytes()
