@@ -23,8 +23,3 @@ class TestSectorsOf4096(ImageConformance):
     format = "vhdx"
     options = {"logical_sector_size": "4096"}
     size = (3 << 20) + 5 * 4096
-
-
-class TestBlocksMarkedZero(ImageConformance):
-    format = "vhdx"
-    options = {"block_state_zero": "on"}
