@@ -6,9 +6,10 @@ VDISK := $(VENV)/bin/vdisk
 JOBS ?= 2
 # Further arguments for pytest: make test PYTEST_ARGS="-k qcow2 -x"
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers run test check lab lab-quick lab-speed clean
+.PHONY: help setup peers run test check bench bench-quick lab lab-quick lab-speed clean
 
 # Where the lab, the Debian disks and their conversions are kept; about 8 GB when all of it has been used.
 CACHE := $(or $(VDISK_CACHE),$(HOME)/.cache/vdisk)
@@ -43,6 +44,14 @@ test: setup ## ruff, mypy and the whole test suite; installs the peers where it 
 	@scripts/setup-peers.sh --if-allowed
 	@$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+bench: setup ## conversions beside qemu-img, in pairs, verified; results in bench/results (BENCH_ARGS for its options)
+	@scripts/setup-peers.sh
+	$(PYTHON) -m bench $(BENCH_ARGS)
+
+bench-quick: setup ## the same, a few rows, in two minutes
+	@scripts/setup-peers.sh
+	$(PYTHON) -m bench --quick $(BENCH_ARGS)
 
 lab: setup ## Debian to login: from every format and controller on a complete KVM, in an emulated machine; an hour
 	@scripts/setup-peers.sh
