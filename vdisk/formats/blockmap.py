@@ -19,6 +19,7 @@ from vdisk.formats.runs import runs_of
 from vdisk.storage.base import Storage
 
 NO_MARK = -1
+_PIECE_ENTRIES = 128
 
 
 def read_table(storage: Storage, field: str, offset: int, count: int, *, big_endian: bool = False) -> array[int]:
@@ -40,6 +41,25 @@ def table_bytes(table: array[int], *, big_endian: bool = False) -> bytes:
         table = table[:]
         table.byteswap()
     return table.tobytes()
+
+
+def write_table_parts(
+    storage: Storage, offset: int, table: array[int], changed: Iterable[int], *, big_endian: bool = False
+) -> None:
+    """Write the pieces of a table at `offset` that hold the `changed` entries: 128 entries each, a sector of the disk.
+
+    Neighbouring pieces go in one write.
+    """
+    pieces = sorted({index // _PIECE_ENTRIES for index in changed})
+    at = 0
+    while at < len(pieces):
+        stop = at + 1
+        while stop < len(pieces) and pieces[stop] == pieces[stop - 1] + 1:
+            stop += 1
+        first = pieces[at] * _PIECE_ENTRIES
+        part = table[first : (pieces[stop - 1] + 1) * _PIECE_ENTRIES]
+        storage.write(offset + 4 * first, table_bytes(part, big_endian=big_endian))
+        at = stop
 
 
 class BlockMapImage(StorageDevice, Image):

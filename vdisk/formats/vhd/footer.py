@@ -1,35 +1,35 @@
-"""Footer, dynamic header and geometry as dataclasses, checked and back to bytes."""
+"""The footer, its geometry and its copies: parsed, checked, and back to bytes."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
-from vdisk.errors import Corrupt
+from vdisk.errors import Corrupt, NotThisFormat
 from vdisk.formats.parse import parse
 from vdisk.formats.vhd import structs
+from vdisk.storage.base import Storage
 
 SECTOR_BYTES = 512
 FOOTER_BYTES = 512
-HEADER_BYTES = 1024
 COOKIE = b"conectix"
-HEADER_COOKIE = b"cxsparse"
 FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
 TYPE_NAMES = {FIXED: "fixed", DYNAMIC: "dynamic", DIFFERENCING: "differencing"}
 NO_OFFSET = (1 << 64) - 1
 
 LARGEST_BYTES = 2040 << 30
 """Virtual Server and Hyper-V open nothing longer."""
+LARGEST_GEOMETRY = (65535, 16, 255)
+BY_SIZE, BY_GEOMETRY = b"win ", b"vpc "
+"""Creators that every reader knows: of disks as long as their current size, and as their geometry."""
 
+_OLD_FOOTER_BYTES = 511
 _EPOCH = 946_684_800
 """2000-01-01 in Unix time, from which timestamps count."""
-
-_CREATORS_BY_GEOMETRY = {b"vpc ", b"vs  ", b"qemu"}
-"""Programs whose disks are as long as their geometry says; those of all others have the current size."""
-
-_LARGEST_GEOMETRY = (65535, 16, 255)
+_CREATORS_BY_GEOMETRY = {BY_GEOMETRY, b"vs  ", b"qemu"}
+_CHECKSUM_OFFSET = 64
 
 
 def checksum(data: bytes, at: int) -> int:
@@ -37,24 +37,47 @@ def checksum(data: bytes, at: int) -> int:
     return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
 
 
+def sealed(data: bytes, at: int) -> bytes:
+    """`data` with its checksum in place."""
+    return data[:at] + checksum(data, at).to_bytes(4, "big") + data[at + 4 :]
+
+
+def timestamp_now() -> int:
+    """Seconds since 2000, as VHD counts."""
+    return int(time.time()) - _EPOCH
+
+
 def geometry_for(sectors: int) -> tuple[int, int, int]:
-    """Cylinders, heads, sectors a track for a disk: the specification's appendix "CHS Calculation"."""
+    """Cylinders, heads, sectors a track of a disk: the specification's appendix "CHS Calculation"."""
     sectors = min(sectors, 65535 * 16 * 255)
     if sectors >= 65535 * 16 * 63:
         return sectors // 255 // 16, 16, 255
     track = 17
-    cylinder_heads = sectors // track
-    heads = max((cylinder_heads + 1023) // 1024, 4)
-    if cylinder_heads >= heads * 1024 or heads > 16:
+    tracks = sectors // track
+    heads = max((tracks + 1023) // 1024, 4)
+    if tracks >= heads * 1024 or heads > 16:
         track, heads = 31, 16
-        cylinder_heads = sectors // track
-    if cylinder_heads >= heads * 1024:
+        tracks = sectors // track
+    if tracks >= heads * 1024:
         track, heads = 63, 16
-        cylinder_heads = sectors // track
-    return cylinder_heads // heads, heads, track
+        tracks = sectors // track
+    return tracks // heads, heads, track
 
 
-_NO_ID = UUID(int=0)
+def geometry_around(sectors: int) -> tuple[int, int, int]:
+    """The smallest geometry that has at least so many sectors; the largest there is when none has."""
+    geometry = geometry_for(sectors)
+    wanted = sectors
+    while geometry != LARGEST_GEOMETRY and sectors_of(geometry) < sectors:
+        wanted += 1
+        geometry = geometry_for(wanted)
+    return geometry
+
+
+def sectors_of(geometry: tuple[int, int, int]) -> int:
+    """How many sectors a geometry has."""
+    cylinders, heads, track = geometry
+    return cylinders * heads * track
 
 
 @dataclass(slots=True)
@@ -66,32 +89,33 @@ class Footer:
     original_bytes: int
     geometry: tuple[int, int, int]
     data_offset: int = NO_OFFSET
-    timestamp: int = field(default_factory=lambda: int(time.time()) - _EPOCH)
-    creator: bytes = b"win "
+    timestamp: int = field(default_factory=timestamp_now)
+    """Seconds since 2000. Here it is moved on whenever the disk is written anew: children tell by it."""
+    creator: bytes = BY_SIZE
     creator_version: int = 0x000A0000
     creator_os: bytes = b"Wi2k"
     unique_id: UUID = field(default_factory=uuid4)
     features: int = 2
     version: int = 0x00010000
     saved_state: int = 0
+    reserved: bytes = bytes(427)
+    is_sound: bool = True
+    """Whether the checksum held."""
 
     @classmethod
     def parse(cls, raw: bytes, file: str, where: str) -> Self:
-        """A footer of 512 bytes, or 511 as old programs wrote it. `Corrupt` names what is wrong, `where` the copy."""
+        """A footer of 512 bytes, or 511 as old programs wrote it. `where` names the copy in errors."""
         if raw[:8] != COOKIE:
             raise Corrupt(file, f"{where} cookie", expected="conectix", found=raw[:8].hex() or "nothing")
+        raw = raw.ljust(FOOTER_BYTES, b"\0") if len(raw) == _OLD_FOOTER_BYTES else raw
         found = parse(structs.Footer, raw, file, where)
-        wanted = checksum(raw, 64)
-        if found.checksum != wanted:
-            raise Corrupt(file, f"{where} checksum", expected=f"{wanted:#010x}", found=f"{found.checksum:#010x}")
         if found.disk_type not in TYPE_NAMES:
             raise Corrupt(file, f"{where} disk type", expected="2, 3 or 4", found=found.disk_type)
-        geometry = (found.geometry.cylinders, found.geometry.heads, found.geometry.sectors)
         return cls(
             found.disk_type,
             found.current_bytes,
             found.original_bytes,
-            geometry,
+            (found.geometry.cylinders, found.geometry.heads, found.geometry.sectors),
             found.data_offset,
             found.timestamp,
             found.creator,
@@ -101,24 +125,29 @@ class Footer:
             found.features,
             found.version,
             found.saved_state,
+            found.reserved,
+            found.checksum == checksum(raw, _CHECKSUM_OFFSET),
         )
 
     @property
-    def geometry_bytes(self) -> int:
-        """Length of the disk by its geometry."""
-        cylinders, heads, sectors = self.geometry
-        return cylinders * heads * sectors * SECTOR_BYTES
-
-    @property
     def disk_bytes(self) -> int:
-        """Length of the disk as its creator means it: by geometry for Virtual PC and old QEMU, else as it says."""
-        if self.creator in _CREATORS_BY_GEOMETRY and self.geometry != _LARGEST_GEOMETRY and self.geometry_bytes:
-            return self.geometry_bytes
-        return self.current_bytes
+        """Length of the disk as its creator means it: by geometry for Virtual PC and old QEMU, else the current size.
+
+        The largest geometry stands for all that is larger, so it says nothing.
+        """
+        by_geometry = self.creator in _CREATORS_BY_GEOMETRY and self.geometry != LARGEST_GEOMETRY
+        return sectors_of(self.geometry) * SECTOR_BYTES if by_geometry else self.current_bytes
+
+    def set_size(self, size: int) -> None:
+        """Make it the footer of a disk of `size` bytes, whoever created it."""
+        self.current_bytes = size
+        self.geometry = geometry_for(size // SECTOR_BYTES)
+        if self.disk_bytes != size:
+            self.creator = BY_SIZE
 
     def to_bytes(self) -> bytes:
         """512 bytes, checksum included."""
-        cylinders, heads, sectors = self.geometry
+        cylinders, heads, track = self.geometry
         fields: dict[str, Any] = {
             "cookie": COOKIE,
             "features": self.features,
@@ -130,83 +159,74 @@ class Footer:
             "creator_os": self.creator_os,
             "original_bytes": self.original_bytes,
             "current_bytes": self.current_bytes,
-            "geometry": {"cylinders": cylinders, "heads": heads, "sectors": sectors},
+            "geometry": {"cylinders": cylinders, "heads": heads, "sectors": track},
             "disk_type": self.disk_type,
             "checksum": 0,
             "unique_id": self.unique_id.bytes,
             "saved_state": self.saved_state,
+            "reserved": self.reserved,
         }
-        raw: bytes = structs.Footer.build(fields).ljust(FOOTER_BYTES, b"\0")
-        return raw[:64] + checksum(raw, 64).to_bytes(4, "big") + raw[68:]
+        return sealed(structs.Footer.build(fields), _CHECKSUM_OFFSET)
 
 
-@dataclass(slots=True)
-class DynamicHeader:
-    """What the header of a dynamic or differencing disk says. Sizes and offsets are bytes."""
+class Footers(NamedTuple):
+    """The footer in use, and how its two places are."""
 
-    table_offset: int
-    table_entries: int
-    block_bytes: int
-    parent_unique_id: UUID = _NO_ID
-    parent_timestamp: int = 0
-    parent_name: str = ""
-    parent_locators: list[tuple[bytes, int, int, int]] = field(default_factory=list)
-    """(platform code, space in bytes, length in bytes, offset)."""
+    footer: Footer
+    tail_offset: int
+    """Where the footer at the end stands, or is to stand when the end holds none."""
+    tail: Footer | None
+    """The one at the end, None when there is none to be read there."""
+    front: Footer | None
+    """The copy in front; None too for fixed disks, which have none."""
+    is_old: bool
+    """The one at the end has 511 bytes."""
 
     @property
-    def bitmap_bytes(self) -> int:
-        """Bytes of the sector bitmap in front of each block: a bit a sector, filled to whole sectors."""
-        return -(-self.block_bytes // SECTOR_BYTES // 8 // SECTOR_BYTES) * SECTOR_BYTES
+    def notes(self) -> list[str]:
+        """What a user should be told."""
+        notes = []
+        if not self.footer.is_sound:
+            notes.append("the footer's checksum is wrong; `check --repair all` computes it anew")
+        elif self.tail is None or not self.tail.is_sound:
+            notes.append("the footer at the end is damaged; its copy in front was used")
+        elif self.footer.disk_type != FIXED and (self.front is None or not self.front.is_sound):
+            notes.append("the footer's copy in front is damaged; the one at the end was used")
+        if self.is_old:
+            notes.append("the footer has 511 bytes, as old programs wrote it")
+        return notes
 
-    @classmethod
-    def parse(cls, raw: bytes, file: str, disk_bytes: int) -> Self:
-        """The 1024 bytes behind the footer's copy, every number within what the file can mean."""
 
-        def expect(holds: bool, what: str, expected: object, found: object) -> None:
-            if not holds:
-                raise Corrupt(file, what, expected=expected, found=found)
+def read_footers(storage: Storage) -> Footers:
+    """Read the footer at the end, else its copy in front.
 
-        expect(raw[:8] == HEADER_COOKIE, "dynamic header cookie", "cxsparse", raw[:8].hex() or "nothing")
-        found = parse(structs.DynamicHeader, raw, file, "dynamic header")
-        wanted = checksum(raw, 36)
-        expect(found.checksum == wanted, "dynamic header checksum", f"{wanted:#010x}", f"{found.checksum:#010x}")
-        block = found.block_bytes
-        expect(block >= 512 and block & (block - 1) == 0, "block_size", "a power of two", block)
-        expect(block <= 256 << 20, "block_size", f"at most {256 << 20}", block)
-        needed = -(-disk_bytes // block)
-        expect(found.table_entries >= needed, "max_table_entries", f"at least {needed}", found.table_entries)
-        expect(found.table_offset % SECTOR_BYTES == 0, "table_offset", "a multiple of 512", found.table_offset)
-        locators = [
-            (one.code, one.data_space, one.data_bytes, one.data_offset)
-            for one in found.parent_locators
-            if one.code != bytes(4)
-        ]
-        name = found.parent_name.decode("utf-16-be", "replace").split("\0")[0]
-        return cls(
-            found.table_offset, found.table_entries, block, UUID(bytes=found.parent_unique_id),
-            found.parent_timestamp, name, locators,
-        )  # fmt: skip
+    One whose checksum is wrong is taken when there is no better one. `NotThisFormat` when neither place has a
+    footer's cookie, `Corrupt` when what follows the cookie makes no sense.
+    """
+    name, size = storage.name, storage.size
+    end = storage.read(max(0, size - FOOTER_BYTES), FOOTER_BYTES)
+    head = storage.read(0, FOOTER_BYTES)
+    is_old = end[:8] != COOKIE and end[1:9] == COOKIE
+    if is_old:
+        end = end[1:]
+    if head[:8] != COOKIE and end[:8] != COOKIE:
+        raise NotThisFormat(name, "footer cookie", expected="conectix", found=end[:8].hex() or "nothing")
+    tail, front = _readable(end, name, "footer"), _readable(head, name, "footer copy")
+    if front is not None and front.disk_type == FIXED:
+        front = None  # what lies in front of a fixed disk is the guest's
+    good = [footer for footer in (tail, front) if footer is not None]
+    if not good:
+        Footer.parse(end if end[:8] == COOKIE else head, name, "footer")
+        raise Corrupt(name, "footer", "the footer at the end of a fixed disk is missing")
+    footer = next((one for one in good if one.is_sound), good[0])
+    if footer.disk_type == FIXED:
+        front = None
+    tail_offset = size - len(end) if tail is not None else -(-size // SECTOR_BYTES) * SECTOR_BYTES
+    return Footers(footer, tail_offset, tail, front, is_old and tail is not None)
 
-    def to_bytes(self) -> bytes:
-        """1024 bytes, checksum included."""
-        empty = (bytes(4), 0, 0, 0)
-        locators = [*self.parent_locators, *[empty] * 8][:8]
-        fields: dict[str, Any] = {
-            "cookie": HEADER_COOKIE,
-            "data_offset": NO_OFFSET,
-            "table_offset": self.table_offset,
-            "version": 0x00010000,
-            "table_entries": self.table_entries,
-            "block_bytes": self.block_bytes,
-            "checksum": 0,
-            "parent_unique_id": self.parent_unique_id.bytes,
-            "parent_timestamp": self.parent_timestamp,
-            "reserved": 0,
-            "parent_name": self.parent_name.encode("utf-16-be")[:510].ljust(512, b"\0"),
-            "parent_locators": [
-                {"code": code, "data_space": space, "data_bytes": length, "reserved": 0, "data_offset": offset}
-                for code, space, length, offset in locators
-            ],
-        }
-        raw: bytes = structs.DynamicHeader.build(fields).ljust(HEADER_BYTES, b"\0")
-        return raw[:36] + checksum(raw, 36).to_bytes(4, "big") + raw[40:]
+
+def _readable(raw: bytes, file: str, where: str) -> Footer | None:
+    try:
+        return Footer.parse(raw, file, where)
+    except Corrupt:
+        return None

@@ -20,8 +20,9 @@ Footer = Struct(
     "checksum" / Int32ub,
     "unique_id" / Bytes(16),
     "saved_state" / Int8ub,
+    "reserved" / Bytes(427),
 )
-"""85 bytes; zeros fill it to 512. "Hard Disk Footer Format"."""
+"""512 bytes. "Hard Disk Footer Format"."""
 
 ParentLocator = Struct(
     "code" / Bytes(4),
@@ -44,5 +45,6 @@ DynamicHeader = Struct(
     "reserved" / Int32ub,
     "parent_name" / Bytes(512),
     "parent_locators" / Array(8, ParentLocator),
+    "rest" / Bytes(256),
 )
-"""768 bytes; zeros fill it to 1024. "Dynamic Disk Header Format"."""
+"""1024 bytes. "Dynamic Disk Header Format"."""
