@@ -80,10 +80,8 @@ def _enlarge_table(image: VhdImage, header: DynamicHeader, count: int) -> None:
     table = array("I", image.table)
     table.extend(array("I", (FREE,)) * (count - len(table)))
     length = -(-4 * count // SECTOR_BYTES) * SECTOR_BYTES
-    if header.table_offset + length > header.table_end:
-        table_offset = image.extend(length)
-    else:
-        table_offset = header.table_offset
+    has_room = header.table_offset + length <= header.table_end
+    table_offset = header.table_offset if has_room else image.extend(length)
     image.storage.write(table_offset, table_bytes(table, big_endian=True).ljust(length, b"\xff"))
     image.storage.flush()
     header.table_offset, header.table_entries = table_offset, count
