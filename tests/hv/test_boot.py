@@ -145,6 +145,23 @@ counted:
     assert result.exits < 1000
 
 
+def test_the_cursor_is_where_gathered_writes_have_put_it():
+    move = """
+    mov dx, 3D4h
+    mov ax, 010Eh               ; index and data in one word: row 4, column 16
+    out dx, ax
+    mov al, 0Fh
+    out dx, al
+    mov dx, 3D5h
+    mov al, 50h
+    out dx, al
+    call stop
+"""
+    with Machine("kvm", [guest(move)], 16 << 20) as machine:
+        machine.start()
+        assert machine.run(lambda m: (screen := m.screen()) is not None and screen.cursor == (4, 16), timeout=20)
+
+
 def test_keys_reach_the_guest_by_the_bios():
     echo = """
 again:

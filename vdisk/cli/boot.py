@@ -39,7 +39,7 @@ Examples:
 )
 @click.option("--expect", metavar="TEXT", help="Succeed once TEXT is on the screen or the serial port.")
 @click.option("--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Give up then.")
-@click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, names like <up>, <wait 2>, and <expect login:>.")
+@click.option("--keys", default="", metavar="KEYS", help="Type this: text, \\n, <up>, <wait 2>, <expect login:>.")
 @click.option("--screenshot", type=click.Path(), metavar="FILE", help="The last screen, as .txt or .png.")
 @click.option(
     "--serial", type=click.File("wb", lazy=False), metavar="FILE", help="Write what the serial port sends to FILE."
@@ -68,7 +68,7 @@ def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     if not images and not options["kernel"]:
         raise click.UsageError("name an image, or a kernel by --kernel")
-    how = {key: options.pop(key) for key in ("format", "backing_format", "allow", "no_references")}
+    how = {key: options.pop(key) for key in ("format", "backing_format", "allow", "no_references", "secret")}
     with ExitStack() as stack:
         disks = [stack.enter_context(open_image(image, writable=options["write"], **how)) for image in images]
         if options["interactive"]:

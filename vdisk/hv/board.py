@@ -168,7 +168,7 @@ class Board:
         self.serial = Serial(self.irq_line(layout.COM1_IRQ), on_serial)
         bus.add_ports(layout.COM1, 8, ByteWide(self.serial))
         # A console's text would be an exit a character; gathered, it is taken at the status read that follows.
-        self.vm.coalesce_port(layout.COM1)
+        self.vm.coalesce_ports(layout.COM1)
         self.rtc = Rtc(self.irq_line(layout.RTC_IRQ))
         bus.add_ports(layout.RTC_PORTS.start, 2, ByteWide(self.rtc))
         self.keyboard = I8042(self.irq_line(layout.KEYBOARD_IRQ), self.reset)
@@ -177,6 +177,7 @@ class Board:
         bus.add_ports(layout.SYSTEM_CONTROL_A, 1, SystemControlA(self.reset))
         self.vga = Vga(self.memory, layout.VGA_TEXT)
         bus.add_ports(layout.VGA_PORTS.start, len(layout.VGA_PORTS), ByteWide(self.vga))
+        self.vm.coalesce_ports(layout.CRTC, 2)
         self.pm = AcpiPm(self.irq_line(layout.SCI_IRQ), self.power_off)
         bus.add_ports(layout.DEBUG_CONSOLE, 1, DebugPort(0xE9, self.on_debug))
         for ports in (layout.DMA1_PORTS, layout.DMA_PAGE_PORTS, layout.DMA2_PORTS):

@@ -283,8 +283,8 @@ class Cpu:
     def _drain(self) -> None:
         """Do the writes that the kernel has gathered, before whatever came after them."""
         with self._lock:
-            for port, value in self.vcpu.drain():
-                self.bus.port_write(port, 1, value)
+            for port, size, value in self.vcpu.drain():
+                self.bus.port_write(port, size, value)
 
     def _on_io(self, is_out: int, size: int, port: int, count: int, data_offset: int) -> None:
         page = self.vcpu.run_page

@@ -386,14 +386,14 @@ class Vm:
         argument = struct.pack("<IIII16x", address & 0xFFFFFFFF, address >> 32, data, 0)
         _ioctl(self._file, "KVM_SIGNAL_MSI", _SIGNAL_MSI, argument)
 
-    def coalesce_port(self, port: int) -> bool:
-        """Let byte writes to `port` gather in a ring instead of ending the run; False where the kernel has no ring.
+    def coalesce_ports(self, port: int, count: int = 1) -> bool:
+        """Let writes to `count` ports gather in a ring instead of ending the run; False where the kernel has no ring.
 
         `Vcpu.drain` takes them, and is to be called after each exit before it is handled: so their order stays.
         """
         if not self._ring_page:
             return False
-        zone = struct.pack("<QII", port, 1, 1)
+        zone = struct.pack("<QII", port, count, 1)
         _ioctl(self._file, "KVM_REGISTER_COALESCED_MMIO", _REGISTER_COALESCED_MMIO, zone)
         return True
 
@@ -457,8 +457,8 @@ class Vcpu:
             raise KvmIoctlError("KVM_RUN", error.errno or 0) from error
         return True
 
-    def drain(self) -> list[tuple[int, int]]:
-        """The gathered writes, in order: port and byte. Under the machine's lock, since the ring is everybody's."""
+    def drain(self) -> list[tuple[int, int, int]]:
+        """The gathered writes, in order: port, size, value. Under the machine's lock: the ring is everybody's."""
         ring = self.ring
         if ring is None:
             return []
@@ -467,7 +467,8 @@ class Vcpu:
         writes = []
         while first != last:
             at = 2 + first * 6
-            writes.append((ring[at], ring[at + 4] & 0xFF))
+            size = ring[at + 2]
+            writes.append((ring[at], size, ring[at + 4] & (1 << 8 * size) - 1))
             first = (first + 1) % entries
         ring[0] = first
         return writes

@@ -80,6 +80,8 @@ PRIMARY_IDE: Final = 0x1F0
 PRIMARY_IDE_CONTROL: Final = 0x3F6
 COM2: Final = 0x2F8
 VGA_PORTS: Final = range(0x3B0, 0x3E0)
+CRTC: Final = 0x3D4
+"""Of the VGA: index and data of the registers that hold the cursor, which a text console moves all the time."""
 COM1: Final = 0x3F8
 FIRMWARE_DEBUG: Final = 0x402
 """Where SeaBIOS sends its log."""
