@@ -213,13 +213,9 @@ class ExtentCheck:
         for index, own in self._batches(self.directory):
             own = own.copy()
             base = index * per_table
-            behind = numpy.flatnonzero(own[max(0, last_grain - base) :])
-            if len(behind):
-                self._found(
-                    Severity.LEAK, f"grain table {index}", f"{len(behind)} entries stand behind the disk's end",
-                    None, False, len(behind),
-                )  # fmt: skip
-                own = own[: last_grain - base]
+            if base + len(own) > last_grain:
+                self._check_behind(index, last_grain)
+                own = own[: max(0, last_grain - base)]
             self._check_copies(index, own)
             is_wrong = (own >= self.file_sectors) | ((own == ZERO_GRAIN) & (not layout.has_zero_grains))
             for slot in numpy.flatnonzero(is_wrong).tolist():
@@ -234,6 +230,26 @@ class ExtentCheck:
                 self._check_markers(base, slots, own)
             found.append(own[slots])
         return numpy.concatenate(found) if found else numpy.empty(0, numpy.uint32)
+
+    def _check_behind(self, index: int, last_grain: int) -> None:
+        """No entry stands behind the disk's end, in a batch of tables from `index` to the last."""
+        import numpy
+
+        per_table = self.layout.entries_per_table
+        first = last_grain - index * per_table
+        for name, directory in (("grain table", self.directory), ("redundant grain table", self.redundant)):
+            if directory is None:
+                continue
+            behind = numpy.flatnonzero(self._entries(directory, index, len(directory) - index)[first:]) + first
+            for slot in behind.tolist() if self.mends_leaks else ():
+                table, at = index + slot // per_table, 4 * (slot % per_table)
+                self.storage.write(directory[table] * SECTOR_BYTES + at, bytes(4))
+            if len(behind):
+                self._found(
+                    Severity.LEAK, f"{name} {index + int(behind[0]) // per_table}",
+                    f"{len(behind)} entries stand behind the disk's end", "they are taken out", self.mends_leaks,
+                    len(behind),
+                )  # fmt: skip
 
     def _check_copies(self, index: int, own: Array) -> None:
         """Hold a batch of tables against the redundant ones, which are made equal."""
@@ -392,7 +408,7 @@ class ExtentCheck:
         )  # fmt: skip
 
     def _check_leaks(self, grains: Array) -> None:
-        """Stretches behind the tables that hold data and that nothing refers to; a hole holds nothing."""
+        """Stretches behind the tables that hold something and that nothing refers to."""
         import numpy
 
         layout, size = self.layout, self.layout.grain_sectors
@@ -404,20 +420,15 @@ class ExtentCheck:
         # What lies before the first grain and the overhead's end is room for tables.
         first_data = min(layout.overhead_sectors, int(grains[0]) if len(grains) else layout.overhead_sectors)
         following = numpy.append(starts[1:], max(self.file_sectors, int(ends[-1])))
-        for at in numpy.flatnonzero(following - ends >= max(size, 1)).tolist():
+        for at in numpy.flatnonzero(following > ends).tolist():
             start, end = max(int(ends[at]), first_data), int(following[at])
-            if end - start < size:
-                continue
-            self._leak(start, end, is_tail=at == len(ends) - 1)
+            is_tail = at == len(ends) - 1
+            if end - start >= (1 if is_tail else size):  # less is padding up to a grain's edge
+                self._leak(start, end, is_tail=is_tail)
 
     def _leak(self, start: int, end: int, *, is_tail: bool) -> None:
-        layout = self.layout
-        held = sum(
-            length
-            for _, length, is_data in self.storage.segments(start * SECTOR_BYTES, (end - start) * SECTOR_BYTES)
-            if is_data
-        )
-        if held < layout.grain_bytes and not (held and layout.grain_sectors == 1):
+        held = self._held(start * SECTOR_BYTES, (end - start) * SECTOR_BYTES)
+        if not held:
             return
         if self.mends_leaks:
             if is_tail and end >= self.file_sectors and self.new_end <= end:
@@ -426,6 +437,15 @@ class ExtentCheck:
                 length = min(end * SECTOR_BYTES, self.storage.size) - start * SECTOR_BYTES
                 self.storage.zero(start * SECTOR_BYTES, length, unmap=True)
         self._found(
-            Severity.LEAK, f"sectors {start} to {end - 1}", f"{held} bytes that nothing refers to",
-            "the space is given back", self.mends_leaks, max(1, held // layout.grain_bytes),
+            Severity.LEAK, f"sectors {start} to {end - 1}", f"{held} grains that nothing refers to",
+            "the space is given back", self.mends_leaks, held,
         )  # fmt: skip
+
+    def _held(self, start: int, length: int) -> int:
+        """Grains of a stretch that hold anything: zeros and holes of the file hold nothing."""
+        grain_bytes, held = self.layout.grain_bytes, 0
+        for data_start, data_length, is_data in self.storage.segments(start, length):
+            if is_data:
+                for at in range(data_start, data_start + data_length, grain_bytes):
+                    held += any(self.storage.read(at, min(grain_bytes, data_start + data_length - at)))
+        return held
