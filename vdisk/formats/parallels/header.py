@@ -132,6 +132,9 @@ class Header:
             raise Unsupported(file, "parallels", f"a BAT of {self.bat_entries} entries")
         if self.data_offset < self.bat_end:
             raise Corrupt(file, "data offset", expected=f"at least {self.bat_end}", found=self.data_offset)
+        if self.data_offset > -(-storage.size // self.cluster_bytes) * self.cluster_bytes:
+            where = f"an offset in the file of {storage.size} bytes"
+            raise Corrupt(file, "data offset", expected=where, found=self.data_offset)
         if self.is_version_2 and (self.data_sector == 0 or self.data_sector % self.cluster_sectors):
             raise Corrupt(
                 file, "data offset", expected=f"a multiple of {self.cluster_sectors} sectors", found=self.data_sector

@@ -13,7 +13,6 @@ from vdisk.formats.vhdx.places import block_windows, survey_places
 from vdisk.formats.vhdx.structs import (
     FULLY_PRESENT,
     MIB,
-    NO_GUID,
     OFFSET_MASK,
     PARTIALLY_PRESENT,
     STATE_MASK,
@@ -100,7 +99,7 @@ def _copies(image: VhdxImage) -> Iterator[_Fault]:
 def _log(image: VhdxImage) -> Iterator[_Fault]:
     if image.log_waits:
         yield _Fault(Severity.LEAK, "log", "holds changes that are not in place yet", "replayed", lambda: None)
-    elif image.header.log_guid != NO_GUID:
+    elif image.log_is_lost:
         message = "is said to be in use and holds no whole entry"
         yield _Fault(Severity.CORRUPTION, "log", message, "emptied", lambda: None)
 

@@ -40,7 +40,8 @@ class VhdxWriter(Writer):
         Option("log_size", "size", "multiple of 1M", MIB),
         Option("logical_sector_size", "size", "512 or 4096", 512),
         Option("physical_sector_size", "size", "512 or 4096 (default: 4096, or the backing file's)"),
-        Option("block_state_zero", "bool", "mark blocks that are not there as zeros, as qemu-img does", False),
+        # MS-VHDX leaves open what a block that is not present reads as; one marked as zeros reads as zeros.
+        Option("block_state_zero", "bool", "mark blocks that are not there as zeros, as qemu-img does", True),
     )
     unit_bytes = 64 << 10
 

@@ -109,6 +109,11 @@ class VhdxImage(VhdxBlocks):
         """Whether the file has a log that was not replayed yet."""
         return self._log_waits
 
+    @property
+    def log_is_lost(self) -> bool:
+        """Whether the header says that there is a log, and not one entry of it is whole."""
+        return self.header.log_guid != NO_GUID and self._log is None and not self._log_waits
+
     def describe(self) -> Description:
         metadata, header = self.metadata, self.header
         kind = "fixed" if metadata.leaves_blocks_allocated else "dynamic"
@@ -127,7 +132,7 @@ class VhdxImage(VhdxBlocks):
             specific["parent-linkage"] = metadata.locator.get(LINKAGE, "")
         if self._log_waits:
             notes.append("the log holds changes that are not in place yet; they are read as if they were")
-        elif header.log_guid != NO_GUID and self._log is None:
+        elif self.log_is_lost:
             notes.append("the log is said to be in use and holds no whole entry: what it held is lost")
         return Description(
             cluster_size=metadata.block_bytes,
