@@ -24,6 +24,8 @@ class _Row(NamedTuple):
 
 
 _COMMANDS = (
+    _Row("amend", "amend", "Change options of a qcow2 image in place."),
+    _Row("bitmap", "bitmap", "Manage the dirty bitmaps of a qcow2 image."),
     _Row("boot", "boot", "Boot an image in the embedded hypervisor and say how far it came."),
     _Row("check", "check", "Check an image's metadata, and mend it."),
     _Row("commit", "commit", "Write an overlay into the image behind it."),
@@ -33,9 +35,11 @@ _COMMANDS = (
     _Row("create", "create", "Make an empty image."),
     _Row("info", "info", "Say what an image is."),
     _Row("map", "map", "Say which parts of a disk hold data, and where they lie."),
+    _Row("measure", "measure", "Say how much a qcow2 of a disk would take."),
+    _Row("read", "read", "Write a part of a disk to standard output."),
     _Row("rebase", "rebase", "Put another image behind an overlay."),
     _Row("resize", "resize", "Make a disk longer or shorter."),
-    _Row("read", "read", "Write a part of a disk to standard output."),
+    _Row("snapshot", "snapshot", "Manage the internal snapshots of a qcow2 image."),
     _Row("write", "write", "Write standard input into a disk."),
 )
 
@@ -67,7 +71,7 @@ class _Table(click.Group):
 )
 @click.version_option(package_name="vdisk-toolkit", prog_name="vdisk")
 def _vdisk() -> None:
-    """Open, check, convert and boot virtual disk images: qcow2, VMDK, VDI, VHD, raw."""
+    """Open, check, convert and boot virtual disk images: qcow2, VMDK, VDI, VHD, VHDX, Parallels, raw."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,7 @@ import click
 from vdisk.formats.options import parse_size
 
 if TYPE_CHECKING:
-    from vdisk.formats import Format
-    from vdisk.formats.image import Image
+    from vdisk.formats.image import Image, Writer
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -58,10 +57,32 @@ def reference_options(function: _F) -> _F:
 def image_options(function: _F) -> _F:
     """The options of a command that opens an image: pass them on to `open_image`."""
     function = reference_options(function)
+    function = secret_option(function)
     function = format_option("--backing-format", help="Format of the backing file, where the image does not name it.")(
         function
     )
     return format_option("-f", "--format", help="Format of the image; without it, its mark decides.")(function)
+
+
+def secret_option(function: _F) -> _F:
+    """`--secret`: where the secret of an encrypted image is, never the secret itself."""
+
+    def read(ctx: click.Context, param: click.Parameter, where: str | None) -> bytes | None:
+        if where is None:
+            return None
+        if where == "prompt":
+            secret: str = click.prompt("Secret", hide_input=True, err=True)
+            return secret.encode()
+        from vdisk.formats.qcow2.encryption import secret_from
+
+        return secret_from(where)
+
+    return click.option(
+        "--secret",
+        callback=read,
+        metavar="WHERE",
+        help="Secret of an encrypted image: file:PATH, env:NAME of a variable, or prompt.",
+    )(function)
 
 
 def json_option(function: _F) -> _F:
@@ -76,6 +97,7 @@ def open_image(
     backing_format: str | None,
     allow: Sequence[str],
     no_references: bool,
+    secret: bytes | None,
     writable: bool = False,
     backing: bool = True,
 ) -> Image:
@@ -88,6 +110,7 @@ def open_image(
         backing_format=backing_format,
         allow=allow,
         references=not no_references,
+        secret=secret,
         writable=writable,
         backing=backing,
     )
@@ -122,10 +145,10 @@ def asks_for_help(options: Mapping[str, str]) -> bool:
     return "help" in options or "?" in options
 
 
-def show_creation_options(row: Format) -> None:
+def show_creation_options(writer: type[Writer]) -> None:
     """Print what `-o` takes for a format."""
-    known = row.writer_class().OPTIONS
-    click.echo(f"Options of {row.name}:" if known else f"{row.name} has no options.")
+    name, known = writer.FORMAT_NAME, writer.OPTIONS
+    click.echo(f"Options of {name}:" if known else f"{name} has no options.")
     for option in known:
         choices = f" ({', '.join(option.choices)})" if option.choices else ""
         default = "" if option.default is None else f" [default: {_shown(option.default)}]"

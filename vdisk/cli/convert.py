@@ -14,6 +14,7 @@ from vdisk.cli.common import (
     json_option,
     print_json,
     reference_options,
+    secret_option,
     show_creation_options,
 )
 
@@ -25,6 +26,8 @@ Examples:
   vdisk convert -c machine.img machine.qcow2 -o compression_type=zstd
   vdisk convert machine.qcow2 machine.vmdk -o subformat=streamOptimized
   vdisk convert -B base.qcow2 -F qcow2 machine.raw overlay.qcow2
+  vdisk convert -l before-upgrade machine.qcow2 old.raw
+  vdisk convert machine.qcow2 machine.ova -o cpus=2,memory=4G
   vdisk convert -O vhd -o help"""
 )
 @click.argument("source", type=click.Path(), required=False)
@@ -40,6 +43,9 @@ Examples:
 @format_option(
     "--source-backing-format", help="Format of the source's backing file, where the source does not name it."
 )
+@click.option("-l", "--snapshot", metavar="NAME", help="Convert an internal snapshot, by name or ID, not what is now.")
+@click.option("--disk", metavar="WHICH", help="Of a package (OVA, OVF) take this disk: number, id or file name.")
+@secret_option
 @click.option(
     "--threads", type=click.IntRange(1, 64), metavar="N", help="So many workers; without it, one a processor."
 )
@@ -60,6 +66,9 @@ def command(
     backing: str | None,
     backing_format: str | None,
     source_backing_format: str | None,
+    snapshot: str | None,
+    disk: str | None,
+    secret: bytes | None,
     threads: int | None,
     progress: bool | None,
     flush: bool | None,
@@ -73,9 +82,9 @@ def command(
     TARGET appears when it is whole; an image that stood there is then replaced, and is as it was if anything fails.
     """
     if asks_for_help(options):
-        from vdisk import formats
+        from vdisk.converter import target_writer
 
-        show_creation_options(formats.target_format(target or source or "", target_format))
+        show_creation_options(target_writer(target or source or "", target_format))
         return
     if source is None or target is None:
         raise click.UsageError(f"Missing argument '{'SOURCE' if source is None else 'TARGET'}'.")
@@ -93,6 +102,9 @@ def command(
             backing=backing,
             backing_format=backing_format,
             source_backing_format=source_backing_format,
+            snapshot=snapshot,
+            disk=disk,
+            secret=secret,
             threads=threads,
             progress=show,
             allow=allow,

@@ -48,7 +48,7 @@ def command(
     from vdisk.formats.image import Backing
 
     if asks_for_help(options):
-        show_creation_options(formats.target_format(image or "", format))
+        show_creation_options(formats.target_format(image or "", format).writer_class())
         return
     if image is None:
         raise click.UsageError("Missing argument 'IMAGE'.")

@@ -28,6 +28,7 @@ def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
     from vdisk.inspect.info import chain_of, info
 
     how["references"] = not how.pop("no_references")
+    how.pop("secret")  # what an image says of itself is never encrypted
     if chain:
         found = chain_of(image, **how)
         if as_json:

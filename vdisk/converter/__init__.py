@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import formats
 from vdisk.errors import OptionError
-from vdisk.formats.image import Backing, Image
+from vdisk.formats.image import Backing, Image, Writer
+from vdisk.storage.staging import Staging
 
 if TYPE_CHECKING:
     from vdisk.block.device import BlockDevice
@@ -41,6 +43,9 @@ def convert(
     backing: str | None = None,
     backing_format: str | None = None,
     source_backing_format: str | None = None,
+    snapshot: str | None = None,
+    disk: int | str | None = None,
+    secret: bytes | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     allow: Iterable[str | os.PathLike[str]] = (),
@@ -50,60 +55,104 @@ def convert(
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
 
-    The target's format is that of its suffix, where `target_format` does not name it; `options` are the format's. With
-    `backing`, a name as the target shall have it, only what differs from that image is stored. The target appears when
-    it is whole: until then an image that stood there is as it was. `flush` waits until the disk has it; without a word
-    on it that is done where an image is replaced. `progress` is called with the bytes done and the bytes in all.
+    The target's format is that of its suffix, where `target_format` does not name it ("ova" makes a package);
+    `options` are the format's. With `backing`, a name as the target shall have it, only what differs from that image
+    is stored. `snapshot` takes an internal snapshot's disk instead of the current one; `disk` chooses one of a
+    package's; `secret` unlocks an encrypted source. The target appears when it is whole: until then an image that
+    stood there is as it was. `flush` waits until the disk has it; without a word on it that is done where an image is
+    replaced. `progress` is called with the bytes done and the bytes in all.
 
     Raises a `VdiskError`; nothing of the target is left then.
     """
-    row = formats.target_format(target, target_format)
+    writer_class = target_writer(target, target_format)
     allow = list(allow)
-    with formats.open(
-        source, format=source_format, allow=allow, references=references, backing_format=source_backing_format
-    ) as disk:
-        _refuse_own_files(disk, target)
-        if backing is None:
-            return _convert(disk, target, row, options or {}, compress, None, threads, progress, dry_run, flush)
-        if backing_format is None:
-            raise OptionError("the format of a backing file is not guessed: name it")
-        with formats.open_backing(target, backing, backing_format, allow=allow, references=references) as behind:
+    if Path(os.path.realpath(source)) == Path(os.path.realpath(target)):
+        raise OptionError(f"{os.fspath(target)}: is a file of the source; choose another name for the target")
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(
+            _open_source(source, disk, source_format, source_backing_format, allow, references, secret)
+        )
+        _refuse_own_files(image, target)
+        device: BlockDevice = image if snapshot is None else stack.enter_context(_open_snapshot(image, snapshot))
+        named = None
+        if backing is not None:
+            if backing_format is None:
+                raise OptionError("the format of a backing file is not guessed: name it")
+            behind = stack.enter_context(
+                formats.open_backing(target, backing, backing_format, allow=allow, references=references)
+            )
             named = Backing(backing, behind.format_name, behind)
-            return _convert(disk, target, row, options or {}, compress, named, threads, progress, dry_run, flush)
+        with Staging(target) as staging:
+            writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
+            return _convert(device, image.format_name, writer, staging, threads, progress, dry_run, flush)
+
+
+def target_writer(target: str | os.PathLike[str], target_format: str | None) -> type[Writer]:
+    """The `Writer` of a new image: of the format named, or of the suffix; "ova" is a package with an image in it."""
+    name = target_format or Path(target).suffix[1:]
+    if name.lower() == "ova":
+        from vdisk.ova.create import OvaWriter
+
+        return OvaWriter
+    return formats.target_format(target, target_format).writer_class()
+
+
+def _open_source(
+    source: str | os.PathLike[str],
+    disk: int | str | None,
+    format: str | None,
+    backing_format: str | None,
+    allow: list[str | os.PathLike[str]],
+    references: bool,
+    secret: bytes | None,
+) -> Image:
+    """The image at `source`, or a disk of the package there."""
+    from vdisk.ova import is_package, open_disk
+
+    if format == "ova" or (format is None and is_package(source)):
+        return open_disk(source, disk, allow=allow, references=references)
+    if disk is not None:
+        raise OptionError(f"{os.fspath(source)}: is one disk; only a package (OVA, OVF) has disks to choose from")
+    return formats.open(
+        source, format=format, backing_format=backing_format, allow=allow, references=references, secret=secret
+    )
+
+
+def _open_snapshot(image: Image, name: str) -> BlockDevice:
+    from vdisk.formats.qcow2.image import Qcow2Image
+
+    if not isinstance(image, Qcow2Image):
+        raise OptionError(f"{image.name}: {image.format_name} has no internal snapshots")
+    return image.open_snapshot(name)
 
 
 def _convert(
-    disk: Image,
-    target: str | os.PathLike[str],
-    row: formats.Format,
-    options: Mapping[str, Any],
-    compress: bool,
-    backing: Backing | None,
+    device: BlockDevice,
+    source_format: str,
+    writer: Writer,
+    staging: Staging,
     threads: int | None,
     progress: Progress | None,
     dry_run: bool,
     flush: bool | None,
 ) -> Conversion:
     from vdisk.converter.plan import Action, make_plan
-    from vdisk.storage.staging import Staging
 
-    with Staging(target) as staging:
-        writer = row.writer_class()(staging, disk.size, options, compress=compress, backing=backing)
-        plan = make_plan(disk, writer)
-        written = 0
-        if not dry_run:
-            from vdisk.converter.engine import Engine
+    plan = make_plan(device, writer)
+    written = 0
+    if not dry_run:
+        from vdisk.converter.engine import Engine
 
-            engine = Engine(disk, writer, plan, threads or max(2, os.cpu_count() or 1), progress)
-            engine.run()
-            writer.finish()
-            staging.commit(flush=flush)
-            written = engine.written_bytes
+        engine = Engine(device, writer, plan, threads or max(2, os.cpu_count() or 1), progress)
+        engine.run()
+        writer.finish()
+        staging.commit(flush=flush)
+        written = engine.written_bytes
     totals = plan.total_bytes
     return Conversion(
-        disk.format_name,
-        row.name,
-        disk.size,
+        source_format,
+        writer.FORMAT_NAME,
+        device.size,
         totals[Action.READ],
         totals[Action.PASS],
         totals[Action.SKIP],
