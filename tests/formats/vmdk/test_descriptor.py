@@ -139,6 +139,11 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path: Path, options: dict[
         ("# Disk DescriptorFile\nversion=1\nCID=xyz\nRW 1 ZERO\n", Corrupt, "CID"),
         ("# Disk DescriptorFile\nversion=9\nRW 1 ZERO\n", Unsupported, "descriptor version 9"),
         ("# Disk DescriptorFile\nversion=1\n", Corrupt, "expected an extent, found none"),
+        (
+            '# Disk DescriptorFile\nversion=1\nencryption.keySafe = "vmware:key/x"\nRW 1 ZERO\n',
+            Unsupported,
+            "encrypted",
+        ),
     ],
 )
 def test_a_descriptor_that_cannot_be_right_is_named(
@@ -170,3 +175,12 @@ def test_an_embedded_descriptor_alone_names_extents_elsewhere(tmp_path: Path) ->
     (tmp_path / "a.vmdk").write_bytes(raw)
     with formats.open(tmp_path / "a.vmdk") as disk:
         assert disk.read(0, disk.size) == b"z" * 1024
+
+
+def test_a_disk_whose_changes_are_tracked_is_read_only(tmp_path: Path) -> None:
+    (tmp_path / "a.img").write_bytes(bytes(512))
+    path = write_descriptor(tmp_path / "a.vmdk", 'RW 1 FLAT "a.img" 0', more='changeTrackPath="a-ctk.vmdk"')
+    with formats.open(path) as disk:
+        assert disk.read(0, 512) == bytes(512)
+    with pytest.raises(Unsupported, match="changes are tracked"):
+        formats.open(path, writable=True)

@@ -80,7 +80,7 @@ def test_a_kill_at_any_moment(tmp_path: Path, kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(34 << 20, 10 * GRAIN), (SIZE + 512, 20 << 20), (512, SIZE)])
-@pytest.mark.parametrize("kind", ["plain", "without tables"])
+@pytest.mark.parametrize("kind", ["plain", "cowd", "without tables"])
 def test_a_kill_while_the_disk_is_resized(tmp_path: Path, kind: str, sizes: tuple[int, int]) -> None:
     storage = RecordingStorage(start_image(tmp_path, kind))
     maker = random.Random(4)

@@ -122,6 +122,8 @@ class Descriptor:
         version = self.values.get("version", "1")
         if version not in ("1", "2", "3"):
             raise Unsupported(file, "vmdk", f"descriptor version {version[:20]}")
+        if "encryption.keysafe" in self.values or "encryption.data" in self.values:
+            raise Unsupported(file, "vmdk", "encrypted disks")
         self.create_type = self.values.get("createtype", "")
         self.cid = self._hexadecimal("CID", file)
         self.parent_cid = self._hexadecimal("parentCID", file)

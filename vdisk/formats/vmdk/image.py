@@ -67,6 +67,9 @@ class VmdkImage(Image):
         try:
             source = read_source(storage)
             descriptor = source.descriptor
+            if request.writable and descriptor is not None and descriptor.values.get("changetrackpath"):
+                # A change that the tracking file does not know of would be missing from the next backup.
+                raise Unsupported(storage.name, "vmdk", "writing to a disk whose changes are tracked (changeTrackPath)")
             if descriptor is not None and descriptor.has_parent and request.with_backing:
                 parent = _open_parent(source, request.gate)
             behind = _Behind(parent, descriptor is None or len(descriptor.extents) == 1)

@@ -63,8 +63,6 @@ def _refuse(image: VmdkImage, size: int) -> None:
     if not isinstance(last.device, SparseExtent | FlatExtent):
         kind = "ZERO" if last.line is None else last.line.type
         raise Unsupported(image.name, "vmdk", f"resize of a disk whose last extent is of type {kind}")
-    if isinstance(last.device, SparseExtent) and last.device.layout.kind == "cowd":
-        raise Unsupported(image.name, "vmdk", "resize of COWD (vmfsSparse) extents")
     if isinstance(last.device, FlatExtent):
         users = [part for part in image.parts if part.storage is not None and _path(part) == _path(last)]
         if len(users) > 1:
@@ -126,6 +124,8 @@ def grow_sparse(extent: SparseExtent, sectors: int) -> None:
     _clear_behind(extent)
     old_count = layout.directory_entries
     new_count = -(-sectors // (layout.grain_sectors * layout.entries_per_table))
+    if layout.kind == "cowd" and sectors >= 1 << 32:
+        raise OptionError(f"{extent.name}: a COWD extent is shorter than 2 TiB")
     if new_count > LARGEST_DIRECTORY_ENTRIES:
         raise OptionError(f"{extent.name}: a sparse extent has at most {LARGEST_DIRECTORY_ENTRIES} grain tables")
     added = new_count - old_count
@@ -143,25 +143,48 @@ def grow_sparse(extent: SparseExtent, sectors: int) -> None:
         extent.align_end()
         storage.truncate(max(storage.size, extent.end_sector * SECTOR_BYTES))
         storage.flush()
-    header = bytearray(storage.read(0, SECTOR_BYTES))
-    _put(header, structs.CAPACITY_OFFSET, sectors)
+    given_up = []
     if added:
-        sector, extent.directory = places.pop()
-        layout.directory_sector = sector
-        _put(header, structs.DIRECTORY_OFFSET, sector)
+        length = layout.directory_sectors
+        given_up = [(at, length) for at in (layout.directory_sector, layout.redundant_directory_sector) if at]
+        layout.directory_sector, extent.directory = places.pop()
         if places:
-            sector, entries = places.pop()
+            layout.redundant_directory_sector, entries = places.pop()
             extent.replace_redundant(entries)
-            layout.redundant_directory_sector = sector
-            _put(header, structs.REDUNDANT_DIRECTORY_OFFSET, sector)
-    storage.write(0, header)
-    storage.flush()
+    _write_header(extent, sectors)
     layout.capacity_sectors = sectors
     extent.size = layout.capacity_bytes
+    _give_back(extent, given_up)
 
 
-def _put(header: bytearray, offset: int, value: int) -> None:
-    header[offset : offset + 8] = value.to_bytes(8, "little")
+def _give_back(extent: SparseExtent, places: list[tuple[int, int]]) -> None:
+    """Zero (sector, count) that the header refers to no more."""
+    for sector, count in places:
+        extent.storage.zero(sector * SECTOR_BYTES, count * SECTOR_BYTES, unmap=True)
+
+
+def _write_header(extent: SparseExtent, sectors: int) -> None:
+    """Bring another capacity, and where the directories lie, to the header: its first sector, at once."""
+    layout, storage = extent.layout, extent.storage
+    header = bytearray(storage.read(0, SECTOR_BYTES))
+    if layout.kind == "cowd":
+        tables = -(-sectors // (layout.grain_sectors * layout.entries_per_table))
+        for offset, value in (
+            (structs.COWD_CAPACITY_OFFSET, sectors),
+            (structs.COWD_DIRECTORY_OFFSET, layout.directory_sector),
+            (structs.COWD_DIRECTORY_ENTRIES_OFFSET, tables),
+            (structs.COWD_FREE_SECTOR_OFFSET, extent.end_sector),
+        ):
+            header[offset : offset + 4] = value.to_bytes(4, "little")
+    else:
+        for offset, value in (
+            (structs.CAPACITY_OFFSET, sectors),
+            (structs.REDUNDANT_DIRECTORY_OFFSET, layout.redundant_directory_sector or 0),
+            (structs.DIRECTORY_OFFSET, layout.directory_sector),
+        ):
+            header[offset : offset + 8] = value.to_bytes(8, "little")
+    storage.write(0, header)
+    storage.flush()
 
 
 def _clear_behind(extent: SparseExtent) -> None:
@@ -263,20 +286,22 @@ def _cut(part: Part, length: int) -> None:
 
 def shrink_sparse(extent: SparseExtent, sectors: int) -> None:
     """Let an extent end after `sectors`; the grains behind give their space back."""
-    layout, storage = extent.layout, extent.storage
+    layout = extent.layout
     extent.flush()
     extent._start_change()
     first_grain = -(-sectors // layout.grain_sectors)
-    storage.write(structs.CAPACITY_OFFSET, sectors.to_bytes(8, "little"))
-    storage.flush()
+    _write_header(extent, sectors)
     extent.clear_entries(first_grain, unmap=True)
     extent.flush()
     layout.capacity_sectors = sectors
     extent.size = layout.capacity_bytes
     count = layout.directory_entries
+    dropped = extent.directory[count:]
     extent.directory = extent.directory[:count]
     if extent.redundant is not None:
+        dropped += extent.redundant[count:]
         extent.replace_redundant(extent.redundant[:count])
+    _give_back(extent, [(sector, layout.table_sectors) for sector in dropped if sector])
 
 
 # The descriptor ------------------------------------------------------------------------------------------------
