@@ -174,7 +174,7 @@ class LockedStorage(Storage):
         pass
 
     def _refuse(self) -> None:
-        raise OptionError(f"{self.name}: is encrypted, and was opened without its secret")
+        raise OptionError(f"{self.name}: is encrypted, and was opened without its secret (--secret names it)")
 
 
 class Encryption:
@@ -204,7 +204,7 @@ class Encryption:
     def decrypt(self, guest_offset: int, data: bytes) -> bytes:
         """Sectors of a cluster under the old AES."""
         if self._sectors is None:
-            raise OptionError(f"{self._file}: is encrypted, and was opened without its secret")
+            raise OptionError(f"{self._file}: is encrypted, and was opened without its secret (--secret names it)")
         return bytes(self._sectors.crypt(guest_offset // SECTOR_BYTES, data, encrypt=False))
 
 
