@@ -13,7 +13,8 @@ import pytest
 from tests.conformance.image import check_map, lay_out
 from tests.peers import real_image
 from vdisk import formats
-from vdisk.errors import Corrupt, PolicyError, StorageError, Unsupported, VdiskError
+from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, Unsupported, VdiskError
+from vdisk.formats.parallels.bundle import BundleImage
 from vdisk.formats.parallels.descriptor import TOP_GUID
 
 MIB = 1 << 20
@@ -159,6 +160,31 @@ def test_a_chain_of_snapshots(tmp_path: Path, root_kind: str) -> None:
     with formats.open(folder) as disk:
         assert disk.check().exit_status == 0
         assert disk.describe().specific["layers"] == [f"{{{guid}}}" for guid in (TOP_GUID, MIDDLE, ROOT)]
+
+
+def test_a_snapshot_is_read_by_its_guid(tmp_path: Path) -> None:
+    """One behind the top layer, and one beside it that another branch was taken from."""
+    folder = tmp_path / "chain.hdd"
+    model = snapshot_chain(folder)
+    aside = UUID(int=0xC)
+    make_hds(folder / "aside.hds", b"a" * (64 << 10) + bytes(2 * MIB - (64 << 10)))
+    text = (folder / "DiskDescriptor.xml").read_text()
+    image = f"<Image><GUID>{{{aside}}}</GUID><Type>Compressed</Type><File>aside.hds</File></Image></Storage>"
+    shot = f"<Shot><GUID>{{{aside}}}</GUID><ParentGUID>{{{ROOT}}}</ParentGUID></Shot></Snapshots>"
+    text = text.replace("</Storage>", image).replace("</Snapshots>", shot)
+    (folder / "DiskDescriptor.xml").write_text(text)
+    root = random.Random(7).randbytes(2 * MIB)
+    wanted = {ROOT: root, aside: b"a" * (64 << 10) + root[64 << 10 :]}
+    with formats.open(folder) as disk:
+        assert disk.read(0, disk.size) == model
+        assert [shot["id"] for shot in disk.describe().snapshots] == [f"{{{guid}}}" for guid in (MIDDLE, ROOT, aside)]
+        assert isinstance(disk, BundleImage)
+        for guid, content in wanted.items():
+            with disk.open_snapshot(str(guid)) as snapshot:
+                assert snapshot.read(0, snapshot.size) == content
+                check_map(snapshot, content)
+        with pytest.raises(OptionError, match="none of its snapshots"):
+            disk.open_snapshot("yesterday")
 
 
 def test_a_file_outside_the_bundle_needs_leave(tmp_path: Path) -> None:

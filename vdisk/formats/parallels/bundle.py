@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Self
+from uuid import UUID
 
 from vdisk.block.device import BlockDevice, StorageDevice
 from vdisk.block.extent import Extent, Kind, coalesce
-from vdisk.errors import Corrupt, Unsupported
+from vdisk.errors import Corrupt, OptionError, Unsupported
 from vdisk.formats.gate import Gate
 from vdisk.formats.image import Description, Image, OpenRequest
 from vdisk.formats.parallels.descriptor import PLAIN, Descriptor, read_descriptor
@@ -20,7 +21,6 @@ from vdisk.formats.raw.image import RawImage
 from vdisk.storage.base import Storage
 
 if TYPE_CHECKING:
-    from uuid import UUID
     from xml.etree.ElementTree import Element
 
 
@@ -112,33 +112,41 @@ class BundleImage(BundleLayer, ParallelsImage):
     descriptor: Descriptor
     xml: Element
     descriptor_storage: Storage
+    gate: Gate
 
     @classmethod
     def open_kind(cls, storage: Storage, request: OpenRequest) -> Self:
         opened: list[BlockDevice] = []
         try:
             descriptor, xml = read_descriptor(storage)
-            size = descriptor.disk_sectors * SECTOR_BYTES
-            guids = descriptor.layers if request.with_backing else descriptor.layers[:1]
-            layers: list[BundleLayer] = []
-            for depth, guid in enumerate(guids):
-                writable = request.writable and depth == 0
-                parts = _open_parts(request.gate, descriptor, guid, writable=writable)
-                opened += [part.image for part in parts]
-                make = cls if depth == 0 else BundleLayer
-                name = storage.name if depth == 0 else f"{storage.name} {{{guid}}}"
-                layers.append(make(name, size, parts, writable=writable))
-            for layer, below in pairwise(layers):
-                layer.backing = below
-            image = layers[0]
-            assert isinstance(image, cls)
+            top, *below = descriptor.layers
+            parts = _open_parts(request.gate, descriptor, top, writable=request.writable, is_root=not below)
+            opened += [part.image for part in parts]
+            image = cls(storage.name, descriptor.disk_sectors * SECTOR_BYTES, parts, writable=request.writable)
             image.descriptor, image.xml, image.descriptor_storage = descriptor, xml, storage
+            image.gate = request.gate
+            if below and request.with_backing:
+                image.backing = _open_layers(storage.name, request.gate, descriptor, below)
         except BaseException:
             for device in opened:
                 device.close()
             storage.close()
             raise
         return image
+
+    def open_snapshot(self, name: str) -> BlockDevice:
+        """The disk as the snapshot of that GUID has it; read-only, with files of its own that the caller closes."""
+        try:
+            guid = UUID(name)
+        except ValueError:
+            guid = None
+        if guid is None or guid not in self.descriptor.parents:
+            known = ", ".join(f"{{{guid}}}" for guid in self._snapshots()) or "none"
+            raise OptionError(f"{self.name}: snapshot: {name!r} is none of its snapshots: {known}")
+        return _open_layers(self.name, self.gate, self.descriptor, self.descriptor.chain(self.name, guid))
+
+    def _snapshots(self) -> list[UUID]:
+        return [guid for guid in self.descriptor.parents if guid != self.descriptor.layers[0]]
 
     def describe(self) -> Description:
         descriptor = self.descriptor
@@ -156,8 +164,8 @@ class BundleImage(BundleLayer, ParallelsImage):
                 "name": descriptor.name,
                 "storages": [[area.start, area.end] for area in descriptor.areas],
                 "layers": [f"{{{guid}}}" for guid in descriptor.layers],
-                "other-snapshots": [f"{{{guid}}}" for guid in descriptor.other_shots],
             },
+            snapshots=[{"id": f"{{{guid}}}", "name": f"{{{guid}}}"} for guid in self._snapshots()],
             notes=[note for one in said for note in one.notes],
             children=children,
         )
@@ -173,10 +181,26 @@ class BundleImage(BundleLayer, ParallelsImage):
             self.descriptor_storage.close()
 
 
-def _open_parts(gate: Gate, descriptor: Descriptor, guid: UUID, *, writable: bool) -> list[Part]:
+def _open_layers(file: str, gate: Gate, descriptor: Descriptor, guids: list[UUID]) -> BundleLayer:
+    """Layers as a chain of backing devices, read-only; the first is given back."""
+    layers: list[BundleLayer] = []
+    try:
+        for guid in guids:
+            parts = _open_parts(gate, descriptor, guid, writable=False, is_root=guid == guids[-1])
+            size = descriptor.disk_sectors * SECTOR_BYTES
+            layers.append(BundleLayer(f"{file} {{{guid}}}", size, parts, writable=False))
+    except BaseException:
+        for layer in layers:
+            layer.close()
+        raise
+    for layer, below in pairwise(layers):
+        layer.backing = below
+    return layers[0]
+
+
+def _open_parts(gate: Gate, descriptor: Descriptor, guid: UUID, *, writable: bool, is_root: bool) -> list[Part]:
     """The files of one layer."""
     parts: list[Part] = []
-    shows_parent = guid != descriptor.layers[-1]
     try:
         for area in descriptor.areas:
             file = area.images[guid]
@@ -185,7 +209,7 @@ def _open_parts(gate: Gate, descriptor: Descriptor, guid: UUID, *, writable: boo
             if file.kind == PLAIN:
                 image = RawImage(storage, storage.size, writable=writable)
             else:
-                image = HdsImage.open_part(storage, writable=writable, shows_parent=shows_parent)
+                image = HdsImage.open_part(storage, writable=writable, shows_parent=not is_root)
             parts.append(Part(area.start * SECTOR_BYTES, area.end * SECTOR_BYTES, image))
             if file.kind != PLAIN and area.cluster_sectors:
                 _check_cluster(image, area.cluster_sectors)

@@ -55,9 +55,13 @@ class Descriptor:
     """Ascending, without a gap."""
     layers: list[UUID]
     """The top one first, the root last."""
-    other_shots: list[UUID] = field(default_factory=list)
-    """Snapshots that are not behind the top one."""
+    parents: dict[UUID, UUID] = field(default_factory=dict)
+    """Of every layer, those of snapshots that are not behind the top one too; `NO_GUID` of a root."""
     name: str = ""
+
+    def chain(self, file: str, guid: UUID) -> list[UUID]:
+        """The layers that make up the disk as layer `guid` has it, that one first; checked."""
+        return _chain(file, guid, self.parents, self.areas)
 
 
 def read_descriptor(storage: Storage) -> tuple[Descriptor, Element]:
@@ -80,9 +84,9 @@ def read_descriptor(storage: Storage) -> tuple[Descriptor, Element]:
     areas = [_area(file, element) for element in _child(file, root, "StorageData").findall("Storage")]
     areas.sort(key=lambda area: area.start)
     _check_areas(file, areas, disk_sectors)
-    layers, others = _layers(file, root.find("Snapshots"), areas)
+    top, parents = _shots(file, root.find("Snapshots"), areas)
     name = parameters.findtext("Name") or ""
-    return Descriptor(disk_sectors, areas, layers, others, name), root
+    return Descriptor(disk_sectors, areas, _chain(file, top, parents, areas), parents, name), root
 
 
 def _parse(file: str, data: bytes) -> Element:
@@ -152,33 +156,36 @@ def _check_areas(file: str, areas: list[StorageArea], disk_sectors: int) -> None
         raise Corrupt(file, "Storage End", expected=f"{disk_sectors}, the disk's size", found=at)
 
 
-def _layers(file: str, snapshots: Element | None, areas: list[StorageArea]) -> tuple[list[UUID], list[UUID]]:
-    """The chain from the top layer to the root, and the snapshots beside it."""
-    parent_of: dict[UUID, UUID] = {}
+def _shots(file: str, snapshots: Element | None, areas: list[StorageArea]) -> tuple[UUID, dict[UUID, UUID]]:
+    """The top layer, and each layer's parent."""
+    parents: dict[UUID, UUID] = {}
     top = TOP_GUID
     if snapshots is not None:
         for shot in snapshots.findall("Shot"):
             guid = _guid(file, "Shot GUID", _text(file, shot, "GUID"))
-            if guid in parent_of:
+            if guid in parents:
                 raise Corrupt(file, "Shot GUID", f"{{{guid}}} stands there twice")
-            parent_of[guid] = _guid(file, "Shot ParentGUID", _text(file, shot, "ParentGUID"))
+            parents[guid] = _guid(file, "Shot ParentGUID", _text(file, shot, "ParentGUID"))
         stated = snapshots.findtext("TopGUID")
         if stated and stated.strip():
             top = _guid(file, "TopGUID", stated)
-    if not parent_of:  # no snapshot was ever taken
+    if not parents:  # no snapshot was ever taken
         guids = {guid for area in areas for guid in area.images}
         if len(guids) == 1:
             top = guids.pop()
-        parent_of[top] = NO_GUID
+        parents[top] = NO_GUID
+    return top, parents
+
+
+def _chain(file: str, guid: UUID, parents: dict[UUID, UUID], areas: list[StorageArea]) -> list[UUID]:
     layers: list[UUID] = []
-    guid = top
     while guid != NO_GUID:
-        if guid not in parent_of:
+        if guid not in parents:
             raise Corrupt(file, "Snapshots", f"there is no Shot of {{{guid}}}")
         if guid in layers or len(layers) >= _MOST_LAYERS:
             raise Corrupt(file, "Snapshots", f"the chain of parents has a circle, or more than {_MOST_LAYERS} layers")
         layers.append(guid)
-        guid = parent_of[guid]
+        guid = parents[guid]
     for area in areas:
         for guid in layers:
             if guid not in area.images:
@@ -186,7 +193,7 @@ def _layers(file: str, snapshots: Element | None, areas: list[StorageArea]) -> t
         for guid in layers[:-1]:
             if area.images[guid].kind == PLAIN:
                 raise Corrupt(file, "Image Type", expected=f"{EXPANDING}, as it lies over another", found=PLAIN)
-    return layers, [guid for guid in parent_of if guid not in layers]
+    return layers
 
 
 def build_descriptor(disk_sectors: int, cluster_sectors: int, image: ImageFile, name: str) -> bytes:
