@@ -26,6 +26,7 @@ class Staging:
             raise StorageError(str(target), "create", "is a folder")
         self._suffix = f".{os.urandom(4).hex()}.part"
         self._files: dict[Path, FileStorage] = {}
+        self._temporary: set[Path] = set()
         self._folder: Path | None = None
 
     def make_folder(self) -> None:
@@ -50,6 +51,7 @@ class Staging:
         temporary = (
             final.with_name(f".{final.name}{self._suffix}") if self._folder is None else self._folder / final.name
         )
+        self._temporary.add(temporary)  # before it is there: a signal may come in between
         storage = FileStorage(temporary, create=True)
         storage.name = str(final)  # errors speak of the file that the user asked for
         self._files[final] = storage
@@ -80,6 +82,7 @@ class Staging:
             except OSError as error:
                 raise StorageError(str(final), "rename", error) from error
             del self._files[final]
+            self._temporary.discard(storage.path)
         if flush:
             _flush_folder(self.target.parent)
 
@@ -101,9 +104,11 @@ class Staging:
         """Remove every file that was not committed."""
         for storage in self._files.values():
             storage.close()
+        for path in self._temporary:
             with contextlib.suppress(OSError):
-                storage.path.unlink()
+                path.unlink()
         self._files.clear()
+        self._temporary.clear()
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
