@@ -10,6 +10,7 @@ Prints nothing but what it makes. A name is that of a file below; without any, a
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,8 +22,9 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import build  # noqa: E402
 import debian_disk  # noqa: E402
+
+import build  # noqa: E402
 
 # File: which disk, and the arguments of a conversion. The two raw disks are links, not copies.
 IMAGES: dict[str, tuple[str, list[str]]] = {
@@ -76,7 +78,9 @@ def main() -> int:
     if unknown := set(arguments.names) - set(IMAGES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}")
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(arguments.folder, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for labs that read the images
         for name in arguments.names or IMAGES:
             make(arguments.folder, name, arguments.converter)
         for name in ("vmlinuz", "initrd"):
@@ -84,6 +88,8 @@ def main() -> int:
     except (debian_disk.BuildError, subprocess.CalledProcessError) as error:
         print(f"lab images: {error}", file=sys.stderr)
         return 1
+    finally:
+        os.close(lock)
     return 0
 
 

@@ -14,6 +14,7 @@ root.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shlex
 import shutil
@@ -24,14 +25,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import build  # noqa: E402
 import debian_disk  # noqa: E402
+
+import build  # noqa: E402
 
 EXIT_TIME_LIMIT = 124
 EXIT_LAB_FAILED = 125
@@ -87,9 +90,13 @@ def run(
         return EXIT_LAB_FAILED
     lines = [f"export {shlex.quote(assignment)}" for assignment in environment]
     (exchange / "command").write_text("\n".join([*lines, shlex.join(command)]) + "\n")
-    with tempfile.TemporaryDirectory(prefix="vdisk-lab-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="vdisk-lab-") as temporary, ExitStack() as files:
         repository = Path(temporary) / "repository"
         copy_repository(repository)
+        # Images that are made anew under a lab that reads them would be read half old, half new.
+        lock = os.open(images, os.O_RDONLY)
+        files.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         folders = {"repository": repository, "exchange": exchange, "images": images}
         return _boot(qemu_command(lab, **folders, cpus=cpus, memory_mib=memory_mib), exchange, time_limit)
 
