@@ -107,10 +107,11 @@ def _open_source(
     secret: bytes | None,
 ) -> Image:
     """The image at `source`, or a disk of the package there."""
-    from vdisk.ova import is_package, open_disk
+    if format == "ova" or (format is None and Path(source).suffix.lower() in (".ova", ".ovf")):
+        from vdisk.ova import is_package, open_disk
 
-    if format == "ova" or (format is None and is_package(source)):
-        return open_disk(source, disk, allow=allow, references=references)
+        if format == "ova" or is_package(source):
+            return open_disk(source, disk, allow=allow, references=references)
     if disk is not None:
         raise OptionError(f"{os.fspath(source)}: is one disk; only a package (OVA, OVF) has disks to choose from")
     return formats.open(
