@@ -79,6 +79,20 @@ def test_the_cid_changes_with_the_first_write_and_only_then(tmp_path: Path, subf
     assert cid() not in (0, 0xFFFFFFFF, 0xFFFFFFFE)
 
 
+def test_the_identifiers_of_vmware_and_virtualbox_follow_the_cid(tmp_path: Path) -> None:
+    path = tmp_path / "a.vmdk"
+    old = "00112233-4455-6677-8899-aabbccddeeff"
+    formats.create(path, "1M", options={"ddb": f"longContentID:{'0' * 32};uuid.modification:{old};uuid.image:{old}"})
+    with formats.open(path, writable=True) as disk:
+        disk.write(0, b"x")
+    with formats.open(path) as disk:
+        found = disk.describe().specific
+    assert found["ddb"]["longContentID"].endswith(f"{found['cid']:08x}")
+    assert len(found["ddb"]["longContentID"]) == 32
+    assert found["ddb"]["uuid.modification"] != old
+    assert found["ddb"]["uuid.image"] == old
+
+
 def test_an_unclean_shutdown_is_marked_while_written(tmp_path: Path) -> None:
     path = tmp_path / "a.vmdk"
     formats.create(path, "1M")

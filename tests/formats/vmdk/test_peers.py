@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.image import check_map, lay_out
-from tests.peers import libyal_sha256, qemu_check, qemu_compare, qemu_img, qemu_img_info, qemu_io, sevenzip_sha256
+from tests.peers import (
+    libyal_sha256,
+    qemu_check,
+    qemu_compare,
+    qemu_img,
+    qemu_img_info,
+    qemu_img_map,
+    qemu_io,
+    sevenzip_sha256,
+)
 from vdisk import formats
+from vdisk.block.extent import Kind
+from vdisk.converter import convert
 from vdisk.formats.image import Backing
 
 HOSTED = ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized")
@@ -138,3 +149,42 @@ def test_a_delta_of_qemu_is_read_and_one_of_ours_by_qemu(tmp_path: Path) -> None
         assert disk.read(0, disk.size) == content
     (tmp_path / "a.raw").write_bytes(content)
     qemu_compare(tmp_path / "grand.vmdk", tmp_path / "a.raw", formats=("vmdk", "raw"))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("zeroed_grain", ["off", "on"])
+def test_the_map_is_that_of_qemu(tmp_path: Path, zeroed_grain: str) -> None:
+    content = disk_content(7, 8 << 20)
+    lay_out(tmp_path / "base.vmdk", "vmdk", {}, content)
+    qemu_img(
+        "create", "-q", "-f", "vmdk", "-o", f"zeroed_grain={zeroed_grain}", "-b", "base.vmdk", "-F", "vmdk",
+        tmp_path / "child.vmdk",
+    )  # fmt: skip
+    qemu_io(tmp_path / "child.vmdk", "write -P 5 10k 1k", "write -z 0 64k", "write -P 6 7M 128k", format="vmdk")
+    for name in ("base.vmdk", "child.vmdk"):
+        theirs = [
+            (piece["start"], piece["start"] + piece["length"], piece["data"], piece["zero"], piece.get("offset"))
+            for piece in qemu_img_map(tmp_path / name, format="vmdk")
+        ]
+        with formats.open(tmp_path / name) as disk:
+            for extent in disk.map():
+                piece = next(piece for piece in theirs if piece[0] <= extent.start < piece[1])
+                assert extent.end <= piece[1]
+                assert piece[2] == (extent.kind is Kind.DATA)
+                assert piece[3] == (extent.kind is Kind.ZERO)
+                if extent.kind is Kind.DATA:
+                    assert piece[4] is not None
+                    assert extent.host == piece[4] + extent.start - piece[0]
+
+
+@pytest.mark.peer
+def test_a_stream_of_qemu_is_passed_on_grain_by_grain(tmp_path: Path) -> None:
+    content = disk_content(8)
+    (tmp_path / "a.raw").write_bytes(content)
+    qemu_img(
+        "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", tmp_path / "a.raw", tmp_path / "q.vmdk"
+    )
+    done = convert(tmp_path / "q.vmdk", tmp_path / "b.vmdk", options={"subformat": "streamOptimized"})
+    assert done.passed_bytes > 0
+    qemu_compare(tmp_path / "b.vmdk", tmp_path / "a.raw", formats=("vmdk", "raw"))
+    assert sevenzip_sha256(tmp_path / "b.vmdk", kind="VMDK") == hashlib.sha256(content).hexdigest()

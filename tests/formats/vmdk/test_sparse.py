@@ -190,6 +190,8 @@ def test_more_tables_than_are_kept_in_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_vmware_s_stream_of_version_3(tmp_path: Path) -> None:
     path = real_image("iotest-version3.vmdk", tmp_path)
+    with pytest.raises(Unsupported, match="writing to streamOptimized"):
+        formats.open(path, writable=True)
     with formats.open(path) as disk:
         assert disk.size == 17179869184
         whole = tmp_path / "whole.raw"

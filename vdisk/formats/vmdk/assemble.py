@@ -122,6 +122,8 @@ def assemble(source: Source, gate: Gate, backing_for: BackingFor, *, writable: b
                 assert layout is not None
                 if len(descriptor.extents) == 1:
                     length = layout.capacity_bytes
+                    if layout.is_compressed:  # VMware calls them RDONLY, but that is not why
+                        _refuse_writing(storage, writable, "streamOptimized images")
                 can_write = writable and line.access == "RW"
                 device = _sparse(storage, layout, backing_for(start, length), can_write)
                 used: Storage | None = storage

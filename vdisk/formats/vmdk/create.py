@@ -59,7 +59,7 @@ class VmdkWriter(Writer):
         Option("toolsversion", "text", "Version of VMware Tools in the guest.", "2147483647"),
         Option("compat6", "bool", "Hardware version 6, as qemu-img has it.", False),
         Option("zeroed_grain", "bool", "Mark grains of zeros in the tables (header version 2).", False),
-        Option("uuid", "text", "ddb.uuid of the disk; a random one for streamOptimized without it.", None),
+        Option("uuid", "text", "ddb.uuid of the disk.", None),
         Option("geometry", "text", "CYLINDERS/HEADS/SECTORS; counted from the size without it.", None),
         Option("ddb", "text", "More ddb entries, NAME:VALUE separated by semicolons.", None),
         Option("compression_level", "int", "Of deflate, 1 to 9.", None),

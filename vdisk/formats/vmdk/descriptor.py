@@ -164,6 +164,11 @@ class Descriptor:
             self.lines.insert(place, line)
         self.values[name.lower()] = value
 
+    def set_ddb(self, name: str, value: str) -> None:
+        """Set an entry of the disk data base; `name` is without "ddb."."""
+        self.ddb[name] = value
+        self.set(f"ddb.{name}", value)
+
     def remove(self, name: str) -> None:
         """Take the line that sets `name` out."""
         at = self._find(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import secrets
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -74,7 +75,8 @@ class VmdkImage(Image):
                 parent = _open_parent(source, request.gate)
             behind = _Behind(parent, descriptor is None or len(descriptor.extents) == 1)
             parts = assemble(source, request.gate, behind, writable=request.writable)
-            return cls(source, parts, request.gate, writable=request.writable, backing=parent)
+            can_write = request.writable and any(part.device.writable for part in parts)
+            return cls(source, parts, request.gate, writable=can_write, backing=parent)
         except BaseException:
             storage.close()
             if parent is not None:
@@ -189,6 +191,11 @@ class VmdkImage(Image):
         descriptor = self.descriptor
         if descriptor is not None:
             descriptor.set_cid(new_cid(descriptor.cid, descriptor.parent_cid))
+            # VMware's long identifier ends in the CID; VirtualBox has one of its own.
+            if "longContentID" in descriptor.ddb:
+                descriptor.set_ddb("longContentID", f"{secrets.token_hex(12)}{descriptor.cid:08x}")
+            if "uuid.modification" in descriptor.ddb:
+                descriptor.set_ddb("uuid.modification", str(uuid.uuid4()))
             self.write_descriptor()
 
     def write_descriptor(self) -> None:

@@ -328,6 +328,5 @@ def _write_geometry(image: VmdkImage) -> None:
         cylinders = image.size // SECTOR_BYTES // (heads * sectors)
     except (KeyError, ValueError, ZeroDivisionError):
         return
-    descriptor.set("ddb.geometry.cylinders", str(cylinders))
-    descriptor.ddb["geometry.cylinders"] = str(cylinders)
+    descriptor.set_ddb("geometry.cylinders", str(cylinders))
     image.write_descriptor()
