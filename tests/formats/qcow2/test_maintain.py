@@ -246,7 +246,7 @@ def test_set_backing_names_another_file(tmp_path: Path) -> None:
     "options", [{}, {"cluster_size": "512K"}, {"refcount_bits": "1"}, {"extended_l2": "on"}, {"preallocation": "full"}]
 )
 def test_measure_is_qemus(size: str, options: dict[str, str], tmp_path: Path) -> None:
-    bytes_ = formats.options.parse_size(size)  # type: ignore[attr-defined]
+    bytes_ = formats.options.parse_size(size)
     said = qemu_img("measure", "--output=json", "--size", size, "-O", "qcow2",
                     *(x for key, value in options.items() for x in ("-o", f"{key}={value}")))  # fmt: skip
     assert measure(bytes_, options) == json.loads(said)

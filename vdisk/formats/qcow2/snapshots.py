@@ -232,10 +232,12 @@ def apply_snapshot(image: Qcow2Image, name: str) -> None:
         _count_tree(image, tree, 1, only_try=True)
         _count_tree(image, old_map, -1, only_try=True)
         _count_tree(image, tree, 1)
-        editor.refcounts.write_back()
         # The flags of a snapshot's tables need not be true; those of the active ones must be.
         write_copied(image, tree, lambda clusters: clusters < 0, write_l1=False)
-        header.l1_offset = _write_new(image, store_big_endian(tree.l1))
+        l1_offset = _write_new(image, store_big_endian(tree.l1))
+        editor.refcounts.write_back()
+        image.storage.flush()
+        header.l1_offset = l1_offset
         header.l1_entries, header.disk_bytes = len(tree.l1), snapshot.disk_bytes
         header.write_fields(image.storage)
         image.storage.flush()
