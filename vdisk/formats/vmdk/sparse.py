@@ -389,27 +389,20 @@ class SparseExtent(StorageDevice):
             self._new_tables.add(index)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> bool:
-        can_mark = self.layout.has_zero_grains
-        for grain in range(offset // self._grain_bytes, -(-(offset + length) // self._grain_bytes)):
-            index, slot = divmod(grain, self._entries_per_table)
-            entry = (self._tables.get(index) or self._load(index))[slot]
-            if entry == ZERO_GRAIN and can_mark:
-                continue
-            if entry != 0:
-                self._check_entry(entry, grain * self._grain_bytes)
-                self.storage.zero(entry * SECTOR_BYTES, self._grain_bytes, unmap=unmap)
-            elif self.backing is not None:
-                if not can_mark:
+        for extent in list(self._many(offset, length)):
+            if extent.kind is _DATA:
+                self.storage.zero(extent.host, extent.length, unmap=unmap)
+            elif extent.kind is _UNALLOCATED and self.backing is not None:
+                if not self.layout.has_zero_grains:
                     return False
-                self._set(grain, ZERO_GRAIN)
+                for start in range(extent.start, extent.end, self._grain_bytes):
+                    self._set(start // self._grain_bytes, ZERO_GRAIN)
         return True
 
     def _discard(self, offset: int, length: int) -> None:
-        for grain in range(offset // self._grain_bytes, -(-(offset + length) // self._grain_bytes)):
-            index, slot = divmod(grain, self._entries_per_table)
-            entry = (self._tables.get(index) or self._load(index))[slot]
-            if ZERO_GRAIN < entry < self._end_sector:
-                self.storage.zero(entry * SECTOR_BYTES, self._grain_bytes, unmap=True)
+        for extent in list(self._many(offset, length)):
+            if extent.kind is _DATA:
+                self.storage.zero(extent.host, extent.length, unmap=True)
 
     def _flush(self) -> None:
         self._write_tables()
