@@ -16,7 +16,10 @@ import pytest
 
 from tests.conformance.image import check_map, lay_out
 from tests.peers import qemu_compare, require, run, sevenzip_sha256
+from vdisk import formats
 from vdisk.block import codecs
+from vdisk.converter.engine import Engine
+from vdisk.converter.plan import Action, make_plan
 from vdisk.errors import Corrupt, NotThisFormat, OptionError, PolicyError, Unsupported, VdiskError
 from vdisk.ova import Package, is_package, open_disk, ovf, tar
 from vdisk.ova.create import OvaWriter
@@ -311,5 +314,20 @@ def test_a_package_of_gnu_tar_is_read(tmp_path: Path) -> None:
     vmdk_bytes(tmp_path, 1)
     command = [require("tar"), "--format=gnu", "-cf", "vm.ova", "./vm.ovf", "./part1.vmdk"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    with open_disk(tmp_path / "vm.ova") as disk:
+        assert disk.read(0, disk.size) == disk_content()
+
+
+@pytest.mark.parametrize("source", ["qcow2", "vmdk"])
+def test_the_converter_s_engine_fills_a_package(tmp_path: Path, source: str) -> None:
+    options = {"subformat": "streamOptimized"} if source == "vmdk" else {}
+    lay_out(tmp_path / f"a.{source}", source, options, disk_content())
+    with formats.open(tmp_path / f"a.{source}") as disk, Staging(tmp_path / "vm.ova") as staging:
+        writer = OvaWriter(staging, disk.size, {})
+        plan = make_plan(disk, writer)
+        Engine(disk, writer, plan, 2, None).run()
+        writer.finish()
+        staging.commit(flush=False)
+        assert bool(plan.total_bytes[Action.PASS]) == (source == "vmdk")  # its grains go on as they are
     with open_disk(tmp_path / "vm.ova") as disk:
         assert disk.read(0, disk.size) == disk_content()
