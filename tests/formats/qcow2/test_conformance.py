@@ -44,3 +44,29 @@ class TestCompressedWithTinyRefcounts(ImageConformance):
     format = "qcow2"
     options = {"refcount_bits": "2", "cluster_size": "8K"}
     compress = True
+
+
+class TestSubclusters(ImageConformance):
+    format = "qcow2"
+    options = {"extended_l2": "on", "cluster_size": "128K"}
+
+
+class TestSmallSubclustersCompressed(ImageConformance):
+    format = "qcow2"
+    options = {"extended_l2": "on", "cluster_size": "16K", "compression_type": "zstd"}
+    compress = True
+
+
+class TestDataFile(ImageConformance):
+    format = "qcow2"
+    options = {"data_file": "disk.data"}
+
+
+class TestRawDataFileWithSubclusters(ImageConformance):
+    format = "qcow2"
+    options = {"data_file": "disk.data", "data_file_raw": "on", "extended_l2": "on"}
+
+
+class TestPreallocated(ImageConformance):
+    format = "qcow2"
+    options = {"preallocation": "metadata"}

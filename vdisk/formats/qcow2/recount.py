@@ -18,7 +18,7 @@ from vdisk.formats.qcow2.bitmaps import directory_place, read_bitmaps, table_of
 from vdisk.formats.qcow2.header import CORRUPT
 from vdisk.formats.qcow2.references import Clusters, compressed_clusters, entries_of, range_of
 from vdisk.formats.qcow2.snapshots import map_of, table_bytes
-from vdisk.formats.qcow2.tables import ALL_ALLOCATED, COMPRESSED, COPIED, OFFSET_MASK, ClusterMap
+from vdisk.formats.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, OFFSET_MASK, ClusterMap
 from vdisk.storage.file import FileStorage
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ class Recount:
         else:
             lost = (offsets & u64(self.cluster_bytes - 1)) != 0
             lost |= offsets >= u64(self.file_clusters * self.cluster_bytes)
+            lost |= compressed & ((entries & u64((1 << cluster_map.size_shift) - 1)) >= u64(self.file_bytes))
         self._tell(numpy.flatnonzero(reserved), name, "has reserved bits set", "clear the bits")
         self._tell(numpy.flatnonzero(lost), name, "names no cluster inside the file", "let it read as zeros")
         flagged = compressed & ((entries & u64(COPIED)) != 0)
@@ -228,16 +229,9 @@ class Recount:
         if not cluster_map.has_data_file:
             self.add((counted >> u64(self.bits)).astype(numpy.int64), amount)
         if compressed.any() and not cluster_map.has_data_file:
-            self._count_compressed(table, name, amount)
+            self.add(compressed_clusters(table, cluster_map), amount)
         if l1_index is not None:
             self._gather(offsets, compressed, entries)
-
-    def _count_compressed(self, table: array[int], name: str, amount: int) -> None:
-        clusters = compressed_clusters(table, self.image.tables)
-        past = clusters > self.file_clusters  # the last one may be cut off
-        if past.any():
-            self.corrupt(name, f"{int(past.sum())} compressed clusters lie past the end of the file", None)
-        self.add(clusters, amount)
 
     def _wrong_bitmaps(self, table: array[int], compressed: Any, offsets: Any) -> Any:
         bitmaps = numpy.frombuffer(table, numpy.uint64)[1::2]
@@ -265,6 +259,7 @@ class Recount:
             zero = numpy.where(gone, zero | allocated, zero & ~allocated)
             allocated = numpy.where(gone, u64(0), allocated)
             bitmaps[:] = numpy.where(compressed, bitmaps, allocated | zero << u64(32))
+            bitmaps[:] = numpy.where(compressed & lost, u64(ALL_ZERO), bitmaps)
         return array("Q", mended.tobytes())
 
     def _gather(self, offsets: Any, compressed: Any, entries: Any) -> None:
