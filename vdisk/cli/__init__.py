@@ -30,6 +30,7 @@ _COMMANDS = (
     _Row("check", "check", "Check an image's metadata, and mend it."),
     _Row("commit", "commit", "Write an overlay into the image behind it."),
     _Row("compare", "compare", "Tell whether two images hold the same disk, and where they first differ."),
+    _Row("compat", "compat", "Tell which hypervisors and clouds take an image, and what would make it fit."),
     _Row("completion", "completion", "Print the completion script of a shell."),
     _Row("convert", "convert", "Convert an image to another format."),
     _Row("create", "create", "Make an empty image."),

@@ -7,11 +7,10 @@ are told.
 
 from __future__ import annotations
 
-from vdisk.compat.model import GIB, TIB, Recipe, Source, Support, Target
+from vdisk.compat.model import GIB, MIB, TIB, Recipe, Source, Support, Target
 
 _DATE = "2026-11"
 _QEMU = Source("QEMU 7.2, block/*.c", "S", _DATE)
-_QEMU_RUN = Source("qemu-img 7.2, run", "R", _DATE)
 _LIBVIRT = Source("libvirt, storage pool formats", "D", _DATE)
 _ESXI = Source("vSphere 7 and VDDK documentation", "D", _DATE)
 _WORKSTATION = Source("VMware knowledge base and VDDK documentation", "D", _DATE)
@@ -32,21 +31,65 @@ _BHYVE = Source("FreeBSD handbook and bhyve(8)", "X", _DATE)
 _HOSTED_VMDK = ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")
 _QEMU_DRIVERS = ("virtio_blk", "virtio_scsi", "ahci", "ata_piix")
 
+_ESXI_VMDK = ("vmfs", "vmfsThin", "vmfsSparse", "seSparse")
+_LARGEST_VHD_BYTES = 2040 * GIB
+_VHD_BLOCKS = (512 << 10, 2 * MIB)
+
 _KVM_SUPPORTS = (
     Support("raw", True, "native", _QEMU),
-    Support("qcow2", True, "native", _QEMU, note="clusters of 512 B to 2 MiB, L1 table up to 32 MiB"),
     Support(
-        "vmdk", True, "native", _QEMU, note="seSparse and version 3 read-only; ZERO extents are dropped: convert those"
+        "qcow2",
+        True,
+        "native",
+        _QEMU,
+        note="clusters of 512 B to 2 MiB, L1 table up to 32 MiB, up to 65536 snapshots",
+        blocks=(512, 2 * MIB),
     ),
-    Support("vdi", False, "native", _QEMU, note="version 1.1, blocks of 1 MiB, no differencing"),
-    Support("vhd", False, "native", _QEMU, note="up to 2040 GiB; a differencing VHD reads as zeros: convert it"),
-    Support("vhdx", False, "native", _QEMU, note="no differencing, 512-byte sectors"),
-    Support("parallels", False, "native", _QEMU),
+    Support(
+        "vmdk",
+        True,
+        "native",
+        _QEMU,
+        ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfs", "vmfsSparse"),
+        "ZERO extents are dropped: convert those",
+        forbidden=("zero_extents",),
+    ),
+    Support("vmdk", True, "read-only", _QEMU, ("streamOptimized", "seSparse"), "read, never written to"),
+    Support(
+        "vdi",
+        False,
+        "native",
+        _QEMU,
+        note="version 1.1, blocks of 1 MiB, no differencing",
+        forbidden=("backing",),
+        blocks=(MIB, MIB),
+    ),
+    Support(
+        "vhd",
+        False,
+        "native",
+        _QEMU,
+        note="up to 2040 GiB; a differencing VHD reads as zeros: convert it",
+        forbidden=("backing",),
+        largest_bytes=_LARGEST_VHD_BYTES,
+    ),
+    Support(
+        "vhdx",
+        False,
+        "native",
+        _QEMU,
+        note="no differencing, 512-byte sectors",
+        forbidden=("backing", "4k_sectors"),
+        blocks=(MIB, 256 * MIB),
+    ),
+    Support("parallels", False, "native", _QEMU, ("WithoutFreeSpace", "WithouFreSpacExt"), "the .hds file"),
 )
+
+_QEMU_SUPPORTS = tuple(row._replace(listed=False) for row in _KVM_SUPPORTS)
 
 HYPERVISORS: tuple[Target, ...] = (
     Target("kvm", "KVM (QEMU)", "hypervisor", _KVM_SUPPORTS, Recipe("qcow2"), controllers=_QEMU_DRIVERS, profile="kvm"),
-    Target("qemu", "QEMU", "hypervisor", _KVM_SUPPORTS, Recipe("qcow2"), controllers=_QEMU_DRIVERS, profile="kvm"),
+    Target("qemu", "QEMU", "hypervisor", _QEMU_SUPPORTS, Recipe("qcow2"), controllers=_QEMU_DRIVERS, profile="kvm"),
     Target(
         "libvirt",
         "libvirt",
@@ -72,12 +115,14 @@ HYPERVISORS: tuple[Target, ...] = (
                 True,
                 "native",
                 _WORKSTATION,
-                _HOSTED_VMDK,
-                "Workstation and Fusion run the hosted types; ESXi vmfs flat and thin; streamOptimized is for import",
+                (*_HOSTED_VMDK, *_ESXI_VMDK),
+                "Workstation and Fusion run the hosted kinds, ESXi those of VMFS: they are not interchangeable",
+                forbidden=("encryption",),
             ),
+            Support("vmdk", True, "import", _WORKSTATION, ("streamOptimized",), "imported, by either, not run from"),
         ),
-        Recipe("vmdk", (("subformat", "monolithicSparse"),)),
-        largest_bytes=8 * TIB,
+        Recipe("vmdk", (("subformat", "monolithicSparse"), ("adapter_type", "lsilogic"))),
+        largest_bytes=62 * TIB,
         controllers=("mptspi", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
         profile="vmware",
     ),
@@ -85,8 +130,11 @@ HYPERVISORS: tuple[Target, ...] = (
         "workstation",
         "VMware Workstation and Fusion",
         "hypervisor",
-        (Support("vmdk", False, "native", _WORKSTATION, _HOSTED_VMDK, "streamOptimized only by import"),),
-        Recipe("vmdk", (("subformat", "monolithicSparse"),)),
+        (
+            Support("vmdk", False, "native", _WORKSTATION, _HOSTED_VMDK, "BusLogic up to 2 TB"),
+            Support("vmdk", False, "import", _WORKSTATION, ("streamOptimized",), "imported, not run from"),
+        ),
+        Recipe("vmdk", (("subformat", "monolithicSparse"), ("adapter_type", "lsilogic"))),
         largest_bytes=8 * TIB,
         controllers=("mptspi", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
         profile="vmware",
@@ -96,19 +144,22 @@ HYPERVISORS: tuple[Target, ...] = (
         "VMware ESXi",
         "hypervisor",
         (
+            Support("vmdk", False, "native", _ESXI, _ESXI_VMDK, "flat (thick or thin), redo logs and seSparse on VMFS"),
+            Support("vmdk", False, "import", _ESXI, ("streamOptimized",), "imported, header version 3; not run from"),
             Support(
                 "vmdk",
                 False,
-                "native",
+                "convert",
                 _ESXI,
-                ("vmfs", "vmfsThin", "vmfsSparse", "seSparse"),
-                "streamOptimized (header version 3) by import; twoGb types only after vmkfstools -i",
+                ("twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "monolithicSparse", "monolithicFlat"),
+                "the hosted kinds only after vmkfstools -i",
             ),
         ),
-        Recipe("vmdk", (("subformat", "streamOptimized"), ("adapter_type", "lsilogic"))),
+        Recipe("vmdk", (("subformat", "vmfs"), ("adapter_type", "lsilogic"))),
         largest_bytes=62 * TIB,
         controllers=("mptspi", "vmw_pvscsi", "ahci", "nvme"),
         profile="vmware",
+        note="vmfs is a descriptor and a flat file beside it; take both",
     ),
     Target(
         "virtualbox",
@@ -121,9 +172,11 @@ HYPERVISORS: tuple[Target, ...] = (
                 True,
                 "native",
                 _VBOX_VMDK,
-                (*_HOSTED_VMDK, "streamOptimized"),
-                "descriptor version 1, grains of at least 8 sectors; streamOptimized is not writable",
+                (*_HOSTED_VMDK, "vmfs"),
+                "descriptor version 1, grains of at least 8 sectors",
+                blocks=(4096, 1 << 30),
             ),
+            Support("vmdk", True, "import", _VBOX_VMDK, ("streamOptimized",), "read and imported, not written to"),
             Support(
                 "qcow2",
                 True,
@@ -131,25 +184,34 @@ HYPERVISORS: tuple[Target, ...] = (
                 _VBOX_QCOW,
                 note="undocumented; no incompatible feature (zstd, extended L2, data file), no snapshots; "
                 "its writing does not keep refcounts: VDI is advised",
+                forbidden=("zstd", "extended_l2", "data_file", "encryption", "snapshots"),
             ),
-            Support("vhd", True, "native", _VBOX_MANUAL),
-            Support("vhdx", False, "read-only", _VBOX_VHDX, note="undocumented; no differencing"),
-            Support("parallels", False, "native", _VBOX_MANUAL, note="version 2 HDD"),
+            Support("vhd", True, "native", _VBOX_MANUAL, largest_bytes=_LARGEST_VHD_BYTES),
+            Support(
+                "vhdx", False, "read-only", _VBOX_VHDX, note="undocumented; no differencing", forbidden=("backing",)
+            ),
+            Support("parallels", False, "native", _VBOX_MANUAL, ("WithoutFreeSpace",), "version 2 HDD"),
         ),
         Recipe("vdi"),
         controllers=("ahci", "ata_piix", "virtio_scsi"),
         profile="virtualbox",
-        forbidden=("zstd", "extended_l2", "data_file", "encryption", "snapshots"),
     ),
     Target(
         "hyper-v",
         "Microsoft Hyper-V, generation 1",
         "hypervisor",
         (
-            Support("vhd", True, "native", _HYPER_V, note="boots from IDE, up to 2040 GiB"),
-            Support("vhdx", False, "native", _HYPER_V),
-            Support("vmdk", True, "import", _HYPER_V, note="only after conversion to VHD or VHDX"),
-            Support("vdi", True, "import", _HYPER_V, note="only after conversion to VHD or VHDX"),
+            Support(
+                "vhd",
+                True,
+                "native",
+                _HYPER_V,
+                note="boots from IDE, up to 2040 GiB",
+                largest_bytes=_LARGEST_VHD_BYTES,
+            ),
+            Support("vhdx", False, "native", _HYPER_V, note="boots up to 2040 GiB"),
+            Support("vmdk", True, "convert", _HYPER_V, note="only after conversion to VHD or VHDX"),
+            Support("vdi", True, "convert", _HYPER_V, note="only after conversion to VHD or VHDX"),
         ),
         Recipe("vhd", (("subformat", "dynamic"),)),
         largest_bytes=2040 * GIB,
@@ -177,7 +239,9 @@ HYPERVISORS: tuple[Target, ...] = (
         "hypervisor",
         (
             Support("qcow2", True, "native", _XL, note="through QEMU"),
-            Support("vhd", True, "native", _XL),
+            Support(
+                "vhd", True, "native", _XL, note="through tapdisk", largest_bytes=_LARGEST_VHD_BYTES, blocks=_VHD_BLOCKS
+            ),
             Support("raw", False, "native", _XL),
         ),
         Recipe("qcow2"),
@@ -189,7 +253,15 @@ HYPERVISORS: tuple[Target, ...] = (
         "XenServer",
         "hypervisor",
         (
-            Support("vhd", True, "native", _TAPDISK, note="block size a power of two up to 2 MiB"),
+            Support(
+                "vhd",
+                True,
+                "native",
+                _TAPDISK,
+                note="blocks of a power of two up to 2 MiB",
+                largest_bytes=_LARGEST_VHD_BYTES,
+                blocks=_VHD_BLOCKS,
+            ),
             Support("qcow2", True, "none", _TAPDISK, note="tapdisk opens raw and VHD; XCP-ng has qcow2 since 2026-05"),
             Support("raw", False, "native", _TAPDISK),
         ),
@@ -203,7 +275,15 @@ HYPERVISORS: tuple[Target, ...] = (
         "XCP-ng",
         "hypervisor",
         (
-            Support("vhd", False, "native", _XCP_NG, note="up to 2040 GiB; a loose file is named UUID.vhd"),
+            Support(
+                "vhd",
+                False,
+                "native",
+                _XCP_NG,
+                note="up to 2040 GiB; a loose file is named UUID.vhd",
+                largest_bytes=_LARGEST_VHD_BYTES,
+                blocks=_VHD_BLOCKS,
+            ),
             Support("qcow2", False, "native", _XCP_NG, note="since 2026-05, up to 16381 GiB"),
             Support("raw", False, "native", _XCP_NG),
         ),
@@ -216,7 +296,11 @@ HYPERVISORS: tuple[Target, ...] = (
         "parallels",
         "Parallels Desktop",
         "hypervisor",
-        (Support("parallels", False, "native", _PARALLELS, note="an .hdd bundle, clusters of 1 MiB"),),
+        (
+            Support(
+                "parallels", False, "native", _PARALLELS, note="an .hdd bundle, clusters of 1 MiB", blocks=(MIB, MIB)
+            ),
+        ),
         Recipe("parallels"),
         controllers=("ahci",),
         profile="parallels",
@@ -243,7 +327,7 @@ HYPERVISORS: tuple[Target, ...] = (
         (
             Support("raw", False, "native", _PROXMOX),
             Support("qcow2", False, "native", _PROXMOX),
-            Support("vmdk", False, "native", _PROXMOX, note="one extent"),
+            Support("vmdk", False, "native", _PROXMOX, note="one extent", forbidden=("split",)),
         ),
         Recipe("qcow2"),
         controllers=_QEMU_DRIVERS,

@@ -28,24 +28,33 @@ class Support(NamedTuple):
     listed: bool
     """Stands in the starting table of formats a hypervisor supports."""
     mode: str
-    """What is verified: "native" (opened and written), "import" (converted on the way in), "read-only" or "none"."""
+    """What is verified: "native" (opened and written), "import" (the target's own import takes it), "read-only",
+    "convert" (only after another program has converted it) or "none"."""
     source: Source
     variants: tuple[str, ...] = ()
-    """Sub-formats that it takes; none named: all."""
+    """Sub-formats that this row is about; none named: all."""
     note: str = ""
     """What a user must know."""
+    forbidden: tuple[str, ...] = ()
+    """Features that it refuses in this format; see `Target.forbidden`."""
+    largest_bytes: int | None = None
+    """The longest disk in this format."""
+    blocks: tuple[int, int] | None = None
+    """The smallest and the largest cluster, grain or block, in bytes."""
 
     @property
     def opens(self) -> bool:
-        """Whether an image of this format runs there without being converted first."""
-        return self.mode == "native"
+        """Whether the target takes an image of this format as it is."""
+        return self.mode in ("native", "import")
 
     @property
     def verdict(self) -> str:
-        """The listed claim against what is verified: "agrees", "incomplete" (true, and not listed) or "wrong"."""
-        if self.listed:
-            return "agrees" if self.mode == "native" else "wrong"
-        return "incomplete" if self.mode == "native" else "agrees"
+        """The listed claim against what is verified: "agrees", "partly", "wrong"; "not listed" for what is true too."""
+        if not self.listed:
+            return "not listed" if self.opens else "agrees"
+        if self.mode == "native":
+            return "partly" if self.variants else "agrees"
+        return "partly" if self.mode in ("import", "read-only") else "wrong"
 
 
 class Recipe(NamedTuple):
@@ -80,10 +89,16 @@ class Target(NamedTuple):
     profile: str | None = None
     """Profile of the embedded hypervisor that imitates its default machine."""
     forbidden: tuple[str, ...] = ()
-    """Features that it refuses: "zstd", "extended_l2", "data_file", "backing", "encryption", "snapshots"."""
+    """Features that it refuses in any format: "zstd", "extended_l2", "data_file", "backing", "encryption", "snapshots",
+    "4k_sectors", "split" (several files), "zero_extents"."""
     note: str = ""
     source: Source | None = None
 
-    def support(self, format_name: str) -> Support | None:
-        """The row for a format, if there is one."""
-        return next((row for row in self.supports if row.format == format_name), None)
+    def rows(self, format_name: str) -> list[Support]:
+        """The rows for a format; more than one where its variants are taken in different ways."""
+        return [row for row in self.supports if row.format == format_name]
+
+    def support(self, format_name: str, variant: str = "") -> Support | None:
+        """The row for a variant of a format; where none fits, the first one for the format, or None."""
+        rows = self.rows(format_name)
+        return next((row for row in rows if not row.variants or variant in row.variants), rows[0] if rows else None)
