@@ -73,6 +73,7 @@ def _grow(image: VhdImage, header: DynamicHeader, size: int) -> None:
     image.write_zeroes(old_size, size - old_size)
     image.settle()
     image.write_footers()
+    release(image)
 
 
 def _enlarge_table(image: VhdImage, header: DynamicHeader, count: int) -> None:
