@@ -95,6 +95,8 @@ def _resize_file(image: HdsImage, size: int) -> None:
         # What the table's new entries stood on may be anything.
         image.storage.zero(header.bat_end, 4 * (entries - old_entries), unmap=False)
         image.storage.flush()
+    if size > old_size:
+        _zero_behind_end(image)
     cut_off = image.table[entries:]
     header.set_disk_sectors(sectors)
     image.write_header()
@@ -102,10 +104,17 @@ def _resize_file(image: HdsImage, size: int) -> None:
     if size < old_size and any(cut_off):
         image.storage.write(header.bat_end, table_bytes(cut_off[:0]) + bytes(4 * len(cut_off)))
     image.take_size()
-    if size > old_size:
-        image.write_zeroes(old_size, size - old_size, unmap=False)
     image.settle()
     _release(image)
+
+
+def _zero_behind_end(image: HdsImage) -> None:
+    """Make what the last cluster holds behind the disk's end zeros, before the disk grows over it."""
+    cluster, inside = divmod(image.size, image.header.cluster_bytes)
+    host = image.host_of_cluster(cluster) if inside else 0
+    if host:
+        image.storage.zero(host + inside, image.header.cluster_bytes - inside)
+        image.storage.flush()
 
 
 def _make_room(image: HdsImage, bat_end: int) -> None:

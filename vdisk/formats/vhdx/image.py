@@ -294,6 +294,20 @@ class VhdxImage(VhdxBlocks):
             return
         self.storage.zero(self._own(block, offset, length), length, unmap=unmap)
 
+    def zero_behind_end(self) -> None:
+        """Make what the file holds of the last block behind the disk's end zeros, before the disk grows over it."""
+        block, inside = divmod(self.size, self._block_bytes)
+        entry = self.table.payload(block) if inside else NOT_PRESENT
+        state = entry & STATE_MASK
+        if state not in (FULLY_PRESENT, PARTIALLY_PRESENT):
+            return
+        host = host_of(self.name, f"BAT entry of block {block}", entry, inside, self._file_bytes)
+        if state == PARTIALLY_PRESENT:
+            bitmap, first_bit = self._bitmap_of(block)
+            first = inside >> self._sector_shift
+            self._bitmap.set(bitmap, first_bit + first, self._block_sectors - first)
+        self.storage.zero(host + inside, self._block_bytes - inside)
+
     def _discard(self, offset: int, length: int) -> None:
         end = offset + length
         if self.metadata.has_parent:  # sectors are not given back one by one, and hiding the parent's would cost space

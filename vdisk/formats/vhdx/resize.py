@@ -18,6 +18,7 @@ from vdisk.formats.vhdx.structs import (
     OFFSET_MASK,
     PARTIALLY_PRESENT,
     STATE_MASK,
+    ZERO,
 )
 from vdisk.formats.vhdx.tables import BlockTable
 
@@ -59,30 +60,32 @@ def _grow(image: VhdxImage, size: int) -> None:
         for index in range(count):
             image.table.set_payload(old_count + index, (host + index * block_bytes) | FULLY_PRESENT)
             image.settle_many()
+    image.zero_behind_end()
     image.settle()
     image.metadata.disk_bytes = size
     write_metadata(image)
-    # What the last block held behind the old end, and what a longer parent would show.
-    image.write_zeroes(old_size, size - old_size)
-    image.settle()
+    if image.metadata.has_parent:  # of a last block that is the parent's, a longer one would show more
+        image.write_zeroes(old_size, min(size, old_count * image.metadata.block_bytes) - old_size)
+        image.settle()
     _release(image)
 
 
 def _clear_entries_behind(image: VhdxImage, first: int, size: int) -> None:
-    """Entries behind the old end mean nothing: they may hold anything."""
+    """Entries behind the old end mean nothing: they may hold anything. New blocks are none of the parent's."""
+    absent = ZERO if image.metadata.has_parent else NOT_PRESENT
     chunk_blocks = image.metadata.chunk_blocks
     last = -(-size // image.metadata.block_bytes)
     old_chunks = -(-first // chunk_blocks)
     block = first
     while block < last:
-        behind = image.table.skip_hole(block, last - 1)
+        behind = image.table.skip_hole(block, last - 1) if absent == NOT_PRESENT else block
         if behind > block:
             block = behind
             if block == last - 1 and not image.table.payload(block):
                 break
             continue
-        if image.table.payload(block):
-            image.table.set_payload(block, NOT_PRESENT)
+        if image.table.payload(block) != absent:
+            image.table.set_payload(block, absent)
             image.settle_many()
         block += 1
     full_chunks = -(-last // chunk_blocks) if image.metadata.has_parent else (last - 1) // chunk_blocks
