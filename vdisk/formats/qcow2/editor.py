@@ -27,6 +27,7 @@ from vdisk.storage.base import Storage
 
 _DIRTY_L2_BYTES = 8 << 20
 _RELEASES_KEPT = 100_000
+_PAGE_BYTES = 4096
 
 
 class MapEditor:
@@ -107,6 +108,8 @@ class MapEditor:
 
     def _copy_subclusters(self, guest_offset: int, host: int, which: int) -> None:
         """Copy the subclusters whose bits are set from where the guest has them to a new cluster."""
+        if not which:
+            return
         size = self.map.subcluster_bytes
         for number in range(SUBCLUSTERS):
             start = guest_offset + number * size
@@ -125,9 +128,13 @@ class MapEditor:
         """Write guest data; of the disk's last cluster the rest too, so that the file holds it whole."""
         data_storage = self.map.data
         if len(data) < length and not self.map.has_data_file:
-            data_storage.write(host, bytes(data) + bytes(length - len(data)))
-        else:
-            data_storage.write(host, data)
+            data = memoryview(bytes(data) + bytes(length - len(data)))
+        if data_storage is self.storage and not (data[0] and data[-1]) and host >= self.storage.size:
+            # Behind the end of the file all is zero: a small write into a new cluster leaves a hole around it.
+            start, end = _filled_part(bytes(data))
+            data_storage.write(host + start, data[start:end])
+            return
+        data_storage.write(host, data)
 
     def zero(self, offset: int, length: int, *, marks: bool, unmap: bool) -> None:
         """Give blocks up so that they read as zeros by a mark, or, without `marks`, by holding nothing."""
@@ -284,3 +291,13 @@ class MapEditor:
                     self.refcounts.add(cluster, -1)
             self._no_longer_used.clear()
         self.refcounts.write_blocks()  # lower counts only: no harm is done when they get lost
+
+
+def _filled_part(data: bytes) -> tuple[int, int]:
+    """Where in `data` all that is not zero lies, in whole pages; the last sector where there is nothing else."""
+    tail = data.lstrip(b"\0")
+    if not tail:
+        return len(data) - 512, len(data)
+    start = len(data) - len(tail)
+    end = start + len(tail.rstrip(b"\0"))
+    return start // _PAGE_BYTES * _PAGE_BYTES, min(-(-end // _PAGE_BYTES) * _PAGE_BYTES, len(data))
