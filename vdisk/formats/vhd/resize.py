@@ -43,7 +43,7 @@ def resize(image: VhdImage, size: int, *, shrink: bool) -> None:
 
 
 def _resize_fixed(image: VhdImage, size: int) -> None:
-    """The new footer is in its place before the old one, at the file's end, goes."""
+    """The new footer is in its place before the old one goes, which a kill in between leaves among the new zeros."""
     old_size, old_end = image.size, image.tail_offset + SECTOR_BYTES
     image.footer.set_size(size)
     image.tail_offset = size
