@@ -82,10 +82,7 @@ class BlockDevice(abc.ABC):
         """`length` bytes from `offset`."""
         if length < 0 or offset < 0 or offset + length > self.size:
             self._refuse_range(offset, length)
-        buffer = bytearray(length)
-        if length:
-            self._readinto(offset, memoryview(buffer))
-        return bytes(buffer)
+        return self._read(offset, length) if length else b""
 
     @final
     def readinto(self, offset: int, buffer: bytearray | memoryview) -> None:
@@ -233,6 +230,18 @@ class BlockDevice(abc.ABC):
         """Close the storages of this layer."""
 
     # The loops -------------------------------------------------------------------------------------------------
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """A range as new bytes. One that lies in one piece of a storage is the storage's own read: no copy of ours."""
+        extents = iter(self._extents(offset, length))
+        extent = next(extents)
+        if extent.kind is _DATA and extent.length == length:
+            assert extent.storage is not None
+            data = extent.storage.read(extent.host, length)
+            return data if len(data) == length else data.ljust(length, b"\0")
+        buffer = bytearray(length)
+        self._readinto(offset, memoryview(buffer))
+        return bytes(buffer)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
         """The read loop. A filter overrides it to pass the range on."""

@@ -31,6 +31,11 @@ class Filter(BlockDevice):
                 encoded = encoded._replace(unit_start=encoded.unit_start - self.start)
             yield extent._replace(start=extent.start - self.start, encoded=encoded)
 
+    def _read(self, offset: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        self._readinto(offset, memoryview(buffer))  # a subclass that changes what is read does so there
+        return bytes(buffer)
+
     def _readinto(self, offset: int, view: memoryview) -> None:
         self.inner.readinto(self.start + offset, view)
 

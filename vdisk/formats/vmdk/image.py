@@ -155,6 +155,9 @@ class VmdkImage(Image):
     def _extents(self, offset: int, length: int) -> Iterable[Extent]:
         return self._resolve(offset, length, 0)
 
+    def _read(self, offset: int, length: int) -> bytes:
+        return super()._read(offset, length) if self._only is None else self._only._read(offset, length)
+
     def _readinto(self, offset: int, view: memoryview) -> None:
         if self._only is not None:
             self._only._readinto(offset, view)
