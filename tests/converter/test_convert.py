@@ -222,6 +222,13 @@ class TestFailure:
                 vdisk.convert(copy, target)
         assert copy.read_bytes() == raw.read_bytes()
 
+    def test_an_extent_of_the_target_does_not_replace_the_source(self, raw: Path, tmp_path: Path) -> None:
+        source = tmp_path / "disk-flat.vmdk"
+        source.write_bytes(raw.read_bytes())
+        with pytest.raises(OptionError, match="is a file of the source"):
+            vdisk.convert(source, tmp_path / "disk.vmdk", source_format="raw", options={"subformat": "monolithicFlat"})
+        assert source.read_bytes() == raw.read_bytes()
+
     def test_a_backing_file_outside_is_refused(self, raw: Path, tmp_path: Path) -> None:
         with pytest.raises(PolicyError):
             vdisk.convert(raw, tmp_path / "over.qcow2", backing=str(raw), backing_format="raw")

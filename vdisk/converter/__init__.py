@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,13 +66,10 @@ def convert(
     """
     writer_class = target_writer(target, target_format)
     allow = list(allow)
-    if Path(os.path.realpath(source)) == Path(os.path.realpath(target)):
-        raise OptionError(f"{os.fspath(target)}: is a file of the source; choose another name for the target")
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(
             _open_source(source, disk, source_format, source_backing_format, allow, references, secret)
         )
-        _refuse_own_files(image, target)
         device: BlockDevice = image if snapshot is None else stack.enter_context(_open_snapshot(image, snapshot))
         named = None
         if backing is not None:
@@ -82,7 +79,7 @@ def convert(
                 formats.open_backing(target, backing, backing_format, allow=allow, references=references)
             )
             named = Backing(backing, behind.format_name, behind)
-        with Staging(target) as staging:
+        with Staging(target, keep=[source, *_files_of(image)]) as staging:
             writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
             return _convert(device, image.format_name, writer, staging, threads, progress, dry_run, flush)
 
@@ -161,14 +158,13 @@ def _convert(
     )
 
 
-def _refuse_own_files(disk: Image, target: str | os.PathLike[str]) -> None:
-    """A target that replaces a file which the source is read from would destroy the source."""
-    where = Path(os.path.realpath(target))
-    layer: BlockDevice | None = disk
+def _files_of(image: Image) -> Iterator[str]:
+    """Every file that the image and those behind it are read from."""
+    layer: BlockDevice | None = image
     while layer is not None:
-        files = {layer.name, *(layer.describe().children if isinstance(layer, Image) else ())}
-        if where in {Path(os.path.realpath(file)) for file in files}:
-            raise OptionError(f"{os.fspath(target)}: is a file of the source; choose another name for the target")
+        yield layer.name
+        if isinstance(layer, Image):
+            yield from layer.describe().children
         layer = layer.backing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +21,10 @@ class Staging:
     name is whole.
     """
 
-    def __init__(self, target: str | os.PathLike[str]) -> None:
+    def __init__(self, target: str | os.PathLike[str], *, keep: Iterable[str | os.PathLike[str]] = ()) -> None:
+        """`keep` are files that no file of the new image may replace: those that it is made from."""
         self.target = Path(target)
+        self._kept = {Path(os.path.realpath(path)) for path in keep}
         if self.target.is_dir():
             raise StorageError(str(target), "create", "is a folder")
         self._suffix = f".{os.urandom(4).hex()}.part"
@@ -46,6 +49,8 @@ class Staging:
             final = self.target / name
         else:
             final = self.target if name is None else self.target.with_name(name)
+        if Path(os.path.realpath(final)) in self._kept:
+            raise OptionError(f"{final}: is a file of the source; choose another name for the target")
         if final in self._files:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
         temporary = (
