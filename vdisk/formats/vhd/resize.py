@@ -43,7 +43,11 @@ def resize(image: VhdImage, size: int, *, shrink: bool) -> None:
 
 
 def _resize_fixed(image: VhdImage, size: int) -> None:
-    """The new footer is in its place before the old one goes, which a kill in between leaves among the new zeros."""
+    """The new footer is in its place before the old one goes.
+
+    There is no copy in front. So a kill in between leaves the old footer among the new zeros, or, of a disk that is
+    as long as before, the new footer in what was to be cut off.
+    """
     old_size, old_end = image.size, image.tail_offset + SECTOR_BYTES
     image.footer.set_size(size)
     image.tail_offset = size
