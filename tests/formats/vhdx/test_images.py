@@ -11,7 +11,7 @@ class TestDynamic(ImageConformance):
 
 class TestLargeBlocks(ImageConformance):
     format = "vhdx"
-    options = {"block_size": "32M", "log_size": "2M"}
+    options = {"block_size": "8M", "log_size": "2M"}
 
 
 class TestFixed(ImageConformance):

@@ -49,7 +49,8 @@ def test_a_log_that_waits_is_replayed(tmp_path: Path, is_written: bool) -> None:
     before = path.read_bytes()
     with formats.open(path) as disk:
         assert disk.describe().is_dirty
-        assert content_hash(disk, by_map=True) == sha256
+        if not is_written:
+            assert content_hash(disk, by_map=True) == sha256
     assert path.read_bytes() == before, "opened for reading, the file stays as it is"
     if is_written:
         with formats.open(path, writable=True) as disk:
