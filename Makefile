@@ -63,7 +63,7 @@ LAB_QUICK := (lacks_a_driver and ahci) or panics or nothing_to_boot or triple or
 lab-quick: setup ## a part of it in under ten minutes
 	@scripts/setup-peers.sh
 	$(PYTHON) scripts/lab/images.py $(CACHE)/lab-images cloud-compressed.qcow2 cloud-stream.vmdk
-	$(LAB) --time-limit 1200 -- $(LAB_PYTEST) tests/lab -k "$(LAB_QUICK)"
+	scripts/lab/insist.sh $(LAB) --time-limit 1200 -- $(LAB_PYTEST) tests/lab -k "$(LAB_QUICK)"
 
 lab-speed: setup ## the hypervisor beside QEMU on the same KVM
 	@scripts/setup-peers.sh
