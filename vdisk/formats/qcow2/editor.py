@@ -27,7 +27,6 @@ from vdisk.storage.base import Storage
 
 _DIRTY_L2_BYTES = 8 << 20
 _RELEASES_KEPT = 100_000
-_PAGE_BYTES = 4096
 
 
 class MapEditor:
@@ -79,6 +78,36 @@ class MapEditor:
             table[index : index + count] = array("Q", range(first, first + count * cluster_bytes, cluster_bytes))
             position += count * cluster_bytes
 
+    def place_part(self, offset: int, data: memoryview) -> bool:
+        """Store a part of one cluster that holds nothing and reads as zeros; False where it is not so.
+
+        Saves the writing of the zeros around it: behind the end of the file they are there already.
+        """
+        cluster_map = self.map
+        cluster_bytes = cluster_map.cluster_bytes
+        guest_cluster, inside = offset >> cluster_map.cluster_bits, offset & (cluster_bytes - 1)
+        if (
+            cluster_map.words == 2
+            or inside + len(data) > cluster_bytes
+            or len(data) == cluster_bytes
+            or cluster_map.data is not self.storage
+            or self.header.backing_name is not None
+        ):
+            return False
+        l1_index, index = guest_cluster >> cluster_map.l2_bits, guest_cluster & cluster_map.l2_mask
+        table = cluster_map.cache.get(l1_index) or cluster_map.table(l1_index)
+        if table is not None and table[index]:
+            return False
+        table = self.writable_table(l1_index)
+        host = self.refcounts.allocate(1) << cluster_map.cluster_bits
+        if host >= self.storage.size:
+            self.storage.write(host + inside, data)
+        else:
+            self.storage.write(host, b"".join((bytes(inside), data, bytes(cluster_bytes - inside - len(data)))))
+        table[index] = host | COPIED
+        self._bound_dirty()
+        return True
+
     def _place_subclusters(self, offset: int, data: memoryview) -> None:
         """Cluster by cluster: into the cluster that is there, or into a new one with the rest copied."""
         cluster_map = self.map
@@ -128,13 +157,9 @@ class MapEditor:
         """Write guest data; of the disk's last cluster the rest too, so that the file holds it whole."""
         data_storage = self.map.data
         if len(data) < length and not self.map.has_data_file:
-            data = memoryview(bytes(data) + bytes(length - len(data)))
-        if data_storage is self.storage and not (data[0] and data[-1]) and host >= self.storage.size:
-            # Behind the end of the file all is zero: a small write into a new cluster leaves a hole around it.
-            start, end = _filled_part(bytes(data))
-            data_storage.write(host + start, data[start:end])
-            return
-        data_storage.write(host, data)
+            data_storage.write(host, bytes(data) + bytes(length - len(data)))
+        else:
+            data_storage.write(host, data)
 
     def zero(self, offset: int, length: int, *, marks: bool, unmap: bool) -> None:
         """Give blocks up so that they read as zeros by a mark, or, without `marks`, by holding nothing."""
@@ -291,13 +316,3 @@ class MapEditor:
                     self.refcounts.add(cluster, -1)
             self._no_longer_used.clear()
         self.refcounts.write_blocks()  # lower counts only: no harm is done when they get lost
-
-
-def _filled_part(data: bytes) -> tuple[int, int]:
-    """Where in `data` all that is not zero lies, in whole pages; the last sector where there is nothing else."""
-    tail = data.lstrip(b"\0")
-    if not tail:
-        return len(data) - 512, len(data)
-    start = len(data) - len(tail)
-    end = start + len(tail.rstrip(b"\0"))
-    return start // _PAGE_BYTES * _PAGE_BYTES, min(-(-end // _PAGE_BYTES) * _PAGE_BYTES, len(data))

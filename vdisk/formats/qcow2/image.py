@@ -225,6 +225,11 @@ class Qcow2Image(StorageDevice, Image):
             self._tracker.mark(offset, len(view))
         super()._write(offset, view)
 
+    def _write_step(self, offset: int, view: memoryview) -> None:
+        assert self._editor is not None
+        if not self._editor.place_part(offset, view):
+            super()._write_step(offset, view)
+
     def _place(self, offset: int, data: memoryview) -> None:
         assert self._editor is not None
         self._editor.place(offset, data)
