@@ -135,9 +135,9 @@ class TestCheck:
                 at = image.header.refcount_table_offset  # type: ignore[attr-defined]
             file.seek(at)
             block = int.from_bytes(file.read(8), "big")
-            file.seek(block + 2 * (size // 65536))
+            file.seek(block + 2 * -(-size // 65536))
             file.write(b"\x00\x01")
-            file.truncate(size + 65536)
+            file.truncate((-(-size // 65536) + 1) * 65536)
         assert run("check", disk).status == 3
         dry = run("check", "--repair", "leaks", "--dry-run", disk)
         assert "would mend" in dry.out

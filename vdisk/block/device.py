@@ -274,7 +274,8 @@ class BlockDevice(abc.ABC):
         """The chain's map of a range inside this device."""
         for extent in self._survey(offset, length):
             if extent.kind is not _UNALLOCATED:
-                yield extent._replace(depth=depth, layer=self)
+                start, length, kind, storage, host, _, _, encoded, in_place = extent  # _replace takes thrice as long
+                yield Extent(start, length, kind, storage, host, depth, self, encoded, in_place)
                 continue
             inside = 0
             if self.backing is not None:

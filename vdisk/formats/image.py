@@ -70,6 +70,10 @@ class Image(BlockDevice):
     def describe(self) -> Description:
         """What the image says of itself."""
 
+    def open_snapshot(self, name: str) -> BlockDevice:
+        """The disk as a snapshot inside the image has it, by name or ID; read-only, and it needs the image open."""
+        raise Unsupported(self.name, self.format_name, "snapshots inside an image")
+
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         """Hold the metadata against itself; `repair` mends what it allows, `dry_run` only says what it would mend."""
         raise Unsupported(self.name, self.format_name, "check")
