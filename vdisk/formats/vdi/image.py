@@ -143,11 +143,13 @@ class VdiImage(BlockMapImage):
             return Extent(start, length, Kind.ZERO if entry == ZERO else Kind.UNALLOCATED)
         host = self._data_start + entry * self._stride + inside
         if host + length > self._file_bytes:
+            # Of a run of blocks, the first that is not there as a whole.
+            number = max(0, self._file_bytes - host + inside) // self._block_bytes
             raise Corrupt(
                 self.name,
-                f"block map entry {start // self._block_bytes}",
+                f"block map entry {start // self._block_bytes + number}",
                 expected=f"a place in the file of {self._file_bytes} bytes",
-                found=entry,
+                found=entry + number,
             )
         return Extent(start, length, Kind.DATA, self.storage, host)
 
