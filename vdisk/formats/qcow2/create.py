@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,7 +21,6 @@ from vdisk.formats.qcow2.header import (
     LAZY_REFCOUNTS,
     MAX_CLUSTER_BITS,
     MAX_L1_BYTES,
-    MAX_REFCOUNT_TABLE_BYTES,
     MIN_CLUSTER_BITS,
     MIN_SUBCLUSTERS_BITS,
     RAW_DATA_FILE,
@@ -30,8 +28,8 @@ from vdisk.formats.qcow2.header import (
     feature_name_table,
     qemu_name,
 )
+from vdisk.formats.qcow2.layout import Layout
 from vdisk.formats.qcow2.tables import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, ZERO_FLAG
-from vdisk.formats.qcow2.words import pack_counts, store_big_endian
 from vdisk.storage.base import Buffer, Storage
 from vdisk.storage.file import FileStorage
 from vdisk.storage.staging import Staging
@@ -82,12 +80,9 @@ class Qcow2Writer(Writer):
         if compress:
             self.codec = self._header.codec
             self.level = self.options["compression_level"]
-        self._l2: dict[int, array[int]] = {}
-        self._shared: dict[int, int] = {}
-        """Host clusters that several compressed clusters lie in: how many."""
-        self._end = self.unit_bytes  # the header's cluster comes first
         self._words = self._header.l2_entry_bytes // 8
         self._storage = staging.create()
+        self._layout = Layout(self._storage, self._header)
         self._data: Storage = self._storage
         """Where clusters are written: the file, its encrypting view, or the data file."""
         if self.options["data_file"]:
@@ -186,60 +181,33 @@ class Qcow2Writer(Writer):
             hash_name=options["encrypt.hash-alg"],
             iterations=options["encrypt.iterations"],
         )
-        self._storage.write(self._end, luks)
-        place = structs.LuksExtension.build({"offset": self._end, "length": len(luks)})
+        offset = self._layout.clusters(-(-len(luks) // self.unit_bytes))
+        self._storage.write(offset, luks)
+        place = structs.LuksExtension.build({"offset": offset, "length": len(luks)})
         self._header.crypt_method = 2
         self._header.extensions.insert(0, (EXTENSION_LUKS, place))
-        self._end += -(-len(luks) // self.unit_bytes) * self.unit_bytes
         self._data = CryptStorage(self._data, XtsSectors(master))
-
-    def _set(self, first_cluster: int, count: int, at: int, step: int, bitmap: int) -> None:
-        """Entries of a run of guest clusters: `at`, and `step` more for each that follows."""
-        entries, words = self._header.l2_entries, self._words
-        while count:
-            table_index, index = divmod(first_cluster, entries)
-            part = min(count, entries - index)
-            table = self._l2.get(table_index)
-            if table is None:
-                table = self._l2[table_index] = array("Q", bytes(self.unit_bytes))
-            run = array("Q", range(at, at + part * step, step)) if step else array("Q", (at,)) * part
-            table[index * words : (index + part) * words : words] = run
-            if words == 2:
-                table[index * 2 + 1 : (index + part) * 2 : 2] = array("Q", (bitmap,)) * part
-            at += part * step
-            first_cluster += part
-            count -= part
 
     def place(self, offset: int, length: int) -> Iterable[Placement]:
         unit = self.unit_bytes
         count = -(-length // unit)
-        if self.options["data_file"]:
-            host = offset
-        else:
-            host = -(-self._end // unit) * unit
-            self._end = host + count * unit
-        self._set(offset // unit, count, host | COPIED, unit, ALL_ALLOCATED)
+        host = offset if self.options["data_file"] else self._layout.clusters(count)
+        self._layout.map(offset // unit, count, host | COPIED, unit, ALL_ALLOCATED)
         return (Placement(offset, length, self._data, host),)
 
     def place_encoded(self, offset: int, payload: Buffer) -> tuple[Storage, int, Buffer]:
-        unit, bits = self.unit_bytes, self._header.cluster_bits
-        host, length = self._end, len(payload)
-        most = (1 << self._header.refcount_bits) - 1
-        if host % unit and self._shared.get(host // unit, 1) >= most:
-            host = -(-host // unit) * unit  # this host cluster can be counted no further
-        first, last = host // unit, (host + length - 1) // unit
-        for cluster in range(first, last + 1):
-            self._shared[cluster] = self._shared.get(cluster, 0) + 1
+        length = len(payload)
+        host = self._layout.packed(length)
         more_sectors = (host + length - 1) // 512 - host // 512
-        self._set(offset // unit, 1, COMPRESSED | more_sectors << (62 - (bits - 8)) | host, 0, 0)
-        self._end = host + length
+        entry = COMPRESSED | more_sectors << (62 - (self._header.cluster_bits - 8)) | host
+        self._layout.map(offset // self.unit_bytes, 1, entry, 0, 0)
         return self._storage, host, payload
 
     def zero(self, offset: int, length: int) -> None:
         unit = self.unit_bytes
         count = -(-length // unit)
         if self._header.version == 3:
-            self._set(offset // unit, count, ZERO_FLAG if self._words == 1 else 0, 0, ALL_ZERO)
+            self._layout.map(offset // unit, count, ZERO_FLAG if self._words == 1 else 0, 0, ALL_ZERO)
             return
         for place in self.place(offset, count * unit):  # version 2 has no mark for zeros: real ones it is
             place.storage.zero(place.host, place.length)
@@ -247,17 +215,17 @@ class Qcow2Writer(Writer):
     def _preallocate(self) -> None:
         """Give every cluster that has none a place, in order; they read as zeros."""
         unit, how = self.unit_bytes, self.options["preallocation"]
-        first, count, end = 0, 0, -(-self.size // unit)
+        entries, words, end = self._header.l2_entries, self._words, -(-self.size // self.unit_bytes)
         places: list[Placement] = []
-        entries, words = self._header.l2_entries, self._words
-        for cluster in range(end + 1):
-            table = self._l2.get(cluster // entries) if cluster < end else None
-            if cluster < end and (table is None or not any(table[cluster % entries * words :][:words])):
-                count += 1
-                continue
-            if count:
-                places += self.place(first * unit, count * unit)
-            first, count = cluster + 1, 0
+        for start in range(0, end, entries):
+            count = min(entries, end - start)
+            table = self._layout.table(start // entries)
+            taken = [] if table is None else [n for n in range(count) if any(table[n * words : (n + 1) * words])]
+            free_from = 0
+            for number in (*taken, count):
+                if number > free_from:
+                    places += self.place((start + free_from) * unit, (number - free_from) * unit)
+                free_from = number + 1
         for place in places:
             storage, length = place.storage, min(place.length, self.size - place.offset)
             if how == "full":
@@ -269,55 +237,9 @@ class Qcow2Writer(Writer):
                     raise StorageError(storage.name, "allocate", error) from error
 
     def finish(self) -> None:
-        header, unit, storage = self._header, self.unit_bytes, self._storage
         if self.options["preallocation"] != "off":
             self._preallocate()
         if self.options["data_file"]:
             self._data.truncate(self.size)
-        l1 = array("Q", bytes(8 * header.l1_entries))
-        at = -(-self._end // unit) * unit
-        for table_index in sorted(self._l2):
-            storage.write(at, store_big_endian(self._l2[table_index]))
-            l1[table_index] = at | COPIED
-            at += unit
-        header.l1_offset = at if l1 else 0
-        if l1:
-            storage.write(at, store_big_endian(l1))
-            at += -(-len(l1) * 8 // unit) * unit
-        end = self._write_refcounts(at)
-        storage.truncate(end)
-        storage.write(0, header.to_bytes(storage.name))
-
-    def _write_refcounts(self, at: int) -> int:
-        """The refcount table and its blocks, from `at` on; returns where the file ends."""
-        header, unit, storage = self._header, self.unit_bytes, self._storage
-        block_entries = unit * 8 // header.refcount_bits
-        used, blocks, table_clusters = at // unit, 0, 0
-        while True:  # the table and the blocks are counted too
-            total = used + blocks + table_clusters
-            wanted = -(-total // block_entries)
-            wanted_table = -(-wanted * 8 // unit)
-            if (wanted, wanted_table) == (blocks, table_clusters):
-                break
-            blocks, table_clusters = wanted, wanted_table
-        total = used + blocks + table_clusters
-        if table_clusters * unit > MAX_REFCOUNT_TABLE_BYTES:
-            raise OptionError(
-                f"qcow2: size: {total} clusters of {unit} bytes are more than its refcount table can count"
-            )
-        header.refcount_table_offset, header.refcount_table_clusters = at, table_clusters
-        blocks_at = at + table_clusters * unit
-        table = array("Q", range(blocks_at, blocks_at + blocks * unit, unit))
-        storage.write(at, store_big_endian(table).ljust(table_clusters * unit, b"\0"))
-        typecode = {8: "B", 16: "H", 32: "I", 64: "Q"}.get(header.refcount_bits, "B")
-        several = sorted((cluster, count) for cluster, count in self._shared.items() if count > 1)
-        position = 0
-        for number in range(blocks):
-            first = number * block_entries
-            counts = array(typecode, (1,)) * min(block_entries, total - first)
-            counts.extend(array(typecode, bytes(counts.itemsize * (block_entries - len(counts)))))
-            while position < len(several) and several[position][0] < first + block_entries:
-                counts[several[position][0] - first] = several[position][1]
-                position += 1
-            storage.write(blocks_at + number * unit, pack_counts(counts, header.refcount_bits))
-        return blocks_at + blocks * unit
+        self._layout.finish()
+        self._storage.write(0, self._header.to_bytes(self._storage.name))
