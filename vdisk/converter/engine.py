@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vdisk.block import codecs
 from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent
-from vdisk.converter.plan import Action, Plan, Step, can_pass
+from vdisk.converter.plan import Action, Plan, can_pass
 from vdisk.converter.zeros import data_runs, whole_units
 from vdisk.errors import Corrupt
 from vdisk.formats.image import Writer
@@ -27,7 +27,7 @@ _PIECE_BYTES = 1 << 20
 _PIECES_A_THREAD = 3
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """What a worker made of a piece of the disk."""
 
     start: int
@@ -39,6 +39,10 @@ class _Piece(NamedTuple):
     """Whole units that have to be made zero, because the backing image has data there."""
     payloads: list[tuple[int, bytes]] | None
     """(offset relative to `start`, compressed unit), when the target is compressed; a unit may be missing: place it."""
+
+
+Work = Callable[[int, int, bytearray], Piece]
+"""What a worker does: (start, length, buffer of a piece) to what it made of it."""
 
 
 class Engine:
@@ -61,33 +65,34 @@ class Engine:
 
     def run(self) -> None:
         """Move everything; the writer is finished by the caller."""
-        in_flight: deque[tuple[int, Future[_Piece]]] = deque()
+        in_flight: deque[tuple[int, Future[Piece]]] = deque()
         done, total = 0, self._plan.work_bytes
         pieces_most = self._threads * _PIECES_A_THREAD
         # Blocks of megabytes (VHD, VHDX) take fewer buffers.
         pieces_most = max(2, min(pieces_most, (48 << 20) // self._piece_bytes))
         with ThreadPoolExecutor(self._threads, "convert") as pool:
             try:
-                for work, start, length in self._pieces():
+                for work, start, length, buffer in self._pieces():
                     if len(in_flight) >= pieces_most:
                         done += self._finish(in_flight.popleft(), done, total)
-                    in_flight.append((length, pool.submit(work, start, length, self._buffer())))
+                    in_flight.append((length, pool.submit(work, start, length, buffer)))
                 while in_flight:
                     done += self._finish(in_flight.popleft(), done, total)
             finally:
                 for _, future in in_flight:
                     future.cancel()
 
-    def _pieces(self) -> Iterator[tuple[Callable[[int, int, bytearray], _Piece], int, int]]:
+    def _pieces(self) -> Iterator[tuple[Work, int, int, bytearray]]:
+        """(what to do, start, length, buffer) of every piece, in order."""
         for step in self._plan:
             if step.action is Action.SKIP:
                 continue
-            work = self._work_for(step)
+            work = self._work_for(step.action)
             for start in range(step.start, step.start + step.length, self._piece_bytes):
-                yield work, start, min(self._piece_bytes, step.start + step.length - start)
+                yield work, start, min(self._piece_bytes, step.start + step.length - start), self._buffer()
 
-    def _work_for(self, step: Step) -> Callable[[int, int, bytearray], _Piece]:
-        if step.action is Action.PASS:
+    def _work_for(self, action: Action) -> Work:
+        if action is Action.PASS:
             return self._pass
         if self._behind is not None:
             return self._read_difference
@@ -96,13 +101,13 @@ class Engine:
     def _buffer(self) -> bytearray:
         return self._buffers.popleft() if self._buffers else bytearray(self._piece_bytes)
 
-    def _finish(self, item: tuple[int, Future[_Piece]], done: int, total: int) -> int:
+    def _finish(self, item: tuple[int, Future[Piece]], done: int, total: int) -> int:
         length, future = item
         piece = future.result()
         self._store(piece)
         self._buffers.append(piece.buffer)
         if self._progress is not None:
-            self._progress(done + length, total)
+            self._progress(done + length, max(total, done + length))
         return length
 
     # In the workers --------------------------------------------------------------------------------------------
@@ -110,11 +115,11 @@ class Engine:
     def _fill(self, start: int, length: int, buffer: bytearray) -> None:
         self._source.readinto(start, memoryview(buffer)[:length])
 
-    def _read(self, start: int, length: int, buffer: bytearray) -> _Piece:
+    def _read(self, start: int, length: int, buffer: bytearray) -> Piece:
         self._fill(start, length, buffer)
-        return _Piece(start, length, buffer, data_runs(buffer, length), [], None)
+        return Piece(start, length, buffer, data_runs(buffer, length), [], None)
 
-    def _read_difference(self, start: int, length: int, buffer: bytearray) -> _Piece:
+    def _read_difference(self, start: int, length: int, buffer: bytearray) -> Piece:
         """Only units that differ from the backing image are stored."""
         behind = self._behind
         assert behind is not None
@@ -136,9 +141,9 @@ class Engine:
                 payloads.append((at, payload))
             else:
                 runs.append((at, end))
-        return _Piece(start, length, buffer, runs, zeros, payloads)
+        return Piece(start, length, buffer, runs, zeros, payloads)
 
-    def _read_and_encode(self, start: int, length: int, buffer: bytearray) -> _Piece:
+    def _read_and_encode(self, start: int, length: int, buffer: bytearray) -> Piece:
         self._fill(start, length, buffer)
         runs, payloads = [], []
         view = memoryview(buffer)
@@ -150,7 +155,7 @@ class Engine:
                     payloads.append((at, payload))
                 else:
                     runs.append((at, end))
-        return _Piece(start, length, buffer, runs, [], payloads)
+        return Piece(start, length, buffer, runs, [], payloads)
 
     def _encode_unit(self, unit: bytes | memoryview) -> bytes | None:
         """A unit compressed, prolonged by zeros where the disk ends in it; None when that gains nothing."""
@@ -161,7 +166,7 @@ class Engine:
         payload = codecs.encode(writer.codec, unit, writer.level)
         return payload if len(payload) < self._unit_bytes or writer.must_encode else None
 
-    def _pass(self, start: int, length: int, buffer: bytearray) -> _Piece:
+    def _pass(self, start: int, length: int, buffer: bytearray) -> Piece:
         """Compressed units as they are: each is decoded once, to be sure of it, and thrown away."""
         runs, payloads = [], []
         extents = list(self._source.map(start, length))
@@ -176,7 +181,7 @@ class Engine:
                 runs.append((at, at + extent.length))
             else:
                 payloads.append((at, payload))
-        return _Piece(start, length, buffer, runs, [], payloads)
+        return Piece(start, length, buffer, runs, [], payloads)
 
     def _rewrapped(self, extent: Extent) -> bytes | None:
         """A unit's compressed bytes in the target's wrapping, or None when it must be compressed anew."""
@@ -198,7 +203,7 @@ class Engine:
 
     # In the one that writes ------------------------------------------------------------------------------------
 
-    def _store(self, piece: _Piece) -> None:
+    def _store(self, piece: Piece) -> None:
         for start, end in piece.zeros:
             self._writer.zero(piece.start + start, end - start)
         if piece.payloads:
@@ -206,11 +211,14 @@ class Engine:
         elif piece.runs:
             self._store_runs(piece, piece.runs)
 
-    def _store_runs(self, piece: _Piece, runs: list[tuple[int, int]]) -> None:
-        """Room for whole units; of their bytes only what is not zero is written."""
+    def _store_runs(self, piece: Piece, runs: list[tuple[int, int]]) -> None:
+        """Room for whole units; of their bytes only what is not zero is written, where holes will do for the rest."""
         view = memoryview(piece.buffer)
         position = 0
-        for first, last in whole_units(runs, self._unit_bytes, piece.length):
+        units = whole_units(runs, self._unit_bytes, piece.length)
+        if not self._writer.holes_are_zeros:
+            runs = units
+        for first, last in units:
             for place in self._writer.place(piece.start + first, last - first):
                 place_start = place.offset - piece.start
                 place_end = place_start + place.length
@@ -223,7 +231,7 @@ class Engine:
                     number += 1
             self.written_bytes += last - first
 
-    def _store_in_order(self, piece: _Piece) -> None:
+    def _store_in_order(self, piece: Piece) -> None:
         """Compressed units and those that did not compress, in the disk's order; neighbours in one write."""
         pending: list[Buffer] = []
         target: Storage | None = None

@@ -116,13 +116,19 @@ class Writer(abc.ABC):
     OPTIONS: ClassVar[tuple[Option, ...]] = ()
     CAN_COMPRESS: ClassVar[bool] = False
     CAN_BACK: ClassVar[bool] = False
+    CAN_SET_SIZE: ClassVar[bool] = False
+    """Whether `set_size` works: the disk's size need not be known before its data."""
 
+    ascends: bool = False
+    """Everything is written in ascending order of host offsets, as long as the caller writes so: a pipe can take it."""
     unit_bytes: int
     """The cluster, grain or block: what is placed starts on a multiple of it and ends on one or at the disk's end."""
     codec: str | None = None
     """When set, `place_encoded` takes units compressed by this codec (`vdisk.block.codecs`), one unit a call."""
     level: int | None = None
     """The codec's level, where the user chose one."""
+    holes_are_zeros: bool = True
+    """Bytes of a place that nobody writes read as zeros; where not (encryption), a unit is to be written whole."""
     must_encode: bool = False
     """Every unit is stored compressed, even one that grows by it (streamOptimized); otherwise such a unit is placed."""
 
@@ -160,6 +166,10 @@ class Writer(abc.ABC):
     def zero(self, offset: int, length: int) -> None:
         """Make whole units read as zeros although a backing image has data there; only called with a backing image."""
         raise OptionError(f"{self.FORMAT_NAME}: cannot hide a backing file's data under zeros")
+
+    def set_size(self, size: int) -> None:
+        """Say the disk's size after all has been placed, where it was not known before (a pipe's)."""
+        raise OptionError(f"{self.FORMAT_NAME}: the disk's size has to be known before its data")
 
     @abc.abstractmethod
     def finish(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import vdisk
 from tests.conformance.image import lay_out
 from tests.formats.qcow2.test_matrix import SIZE, scribble, some_content
 from tests.peers import missing, qemu_img, run
@@ -61,6 +62,22 @@ def test_luks_of_ours_opens_in_qemu(more: dict[str, str], tmp_path: Path, monkey
     assert raw_by_qemu(path, raw) == content
     qemu_img("check", "--object", f"secret,id=s,data={SECRET.decode()}", "--image-opts",
              f"driver=qcow2,file.filename={path},encrypt.key-secret=s")  # fmt: skip
+
+
+@pytest.mark.peer
+def test_a_conversion_to_luks_writes_the_zeros_between_too(tmp_path: Path) -> None:
+    """A hole in the file would read as noise, not as zeros."""
+    raw, path, again = tmp_path / "a.raw", tmp_path / "a.qcow2", tmp_path / "again.raw"
+    content = bytearray(1 << 20)
+    content[70_000:70_001] = b"x"
+    content[-1:] = b"y"
+    raw.write_bytes(content)
+    (tmp_path / "secret").write_bytes(SECRET + b"\n")
+    options = {"encrypt.format": "luks", "encrypt.secret": f"file:{tmp_path / 'secret'}", "encrypt.iterations": "2000"}
+    vdisk.convert(raw, path, options=options)
+    with formats.open(path, secret=SECRET) as disk:
+        assert disk.read(0, disk.size) == content
+    assert raw_by_qemu(path, again) == content
 
 
 @pytest.mark.peer

@@ -186,6 +186,7 @@ class Qcow2Writer(Writer):
         place = structs.LuksExtension.build({"offset": offset, "length": len(luks)})
         self._header.crypt_method = 2
         self._header.extensions.insert(0, (EXTENSION_LUKS, place))
+        self.holes_are_zeros = False
         self._data = CryptStorage(self._data, XtsSectors(master))
 
     def place(self, offset: int, length: int) -> Iterable[Placement]:
