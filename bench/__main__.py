@@ -141,9 +141,7 @@ def main() -> None:
     print(f"outputs in {folder}; {runs} runs each, in turn; medians; page cache warm")
     limits = floor(folder)
     print("floor (670 MB of data): " + ", ".join(f"{name} {seconds} s" for name, seconds in limits.items()))
-    print(
-        f"{'disk':<8}{'from':<12}{'to':<13}{'vdisk s':>8}{'qemu s':>8}{'ratio':>7}{'bar':>9}  {'MiB':>5}{'qemu':>6}{'size':>7}"
-    )
+    print(_HEADING)
     for row in rows.QUICK if given.quick else rows.ALL:
         if given.only and given.only not in (row.disk, row.source, row.target):
             continue
