@@ -22,9 +22,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import debian_disk  # noqa: E402
-
 import build  # noqa: E402
+import debian_disk  # noqa: E402
 
 # File: which disk, and the arguments of a conversion. The two raw disks are links, not copies.
 IMAGES: dict[str, tuple[str, list[str]]] = {

@@ -32,9 +32,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import debian_disk  # noqa: E402
-
 import build  # noqa: E402
+import debian_disk  # noqa: E402
 
 EXIT_TIME_LIMIT = 124
 EXIT_LAB_FAILED = 125
