@@ -118,6 +118,8 @@ def test_a_file_that_was_cut_off(path: Path) -> None:
         assert disk.read(0, 5 * MIB) == CONTENT[: 5 * MIB]
         with pytest.raises(Corrupt, match="block map entry 5"):
             disk.read(0, disk.size)
+        with pytest.raises(Corrupt, match=r"file: expected at least"):
+            disk.write(0, b"x")
         assert disk.check().exit_status == 2
         assert disk.check(Repair.ALL).exit_status == 0
         assert disk.read(0, disk.size) == CONTENT[: -MIB // 2] + bytes(MIB // 2)

@@ -78,6 +78,19 @@ def test_a_chain_of_three_reads_as_its_model(tmp_path: Path, seed: int, static: 
             assert disk.check().findings == []
 
 
+def test_the_parent_is_named_without_being_opened(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.vdi", tmp_path / "child.vdi"
+    make_base(base)
+    make_child(child, base)
+    with formats.open(child, backing=False) as disk:
+        said = disk.describe()
+        assert (said.backing_name, said.backing_format, said.notes) == ("base.vdi", "vdi", [])
+    base.unlink()
+    with formats.open(child, backing=False) as disk:
+        assert disk.describe().backing_name is None
+        assert "not among the .vdi files" in disk.describe().notes[0]
+
+
 def test_only_the_folder_itself_is_looked_at(tmp_path: Path) -> None:
     base, child = tmp_path / "base.vdi", tmp_path / "child.vdi"
     content = make_base(base)

@@ -101,6 +101,8 @@ def test_a_file_that_was_cut_off_reads_up_to_there(path: Path) -> None:
         assert disk.read(0, 5 * BLOCK) == CONTENT[: 5 * BLOCK]
         with pytest.raises(Corrupt, match="BAT entry of block 5"):
             disk.read(0, disk.size)
+        with pytest.raises(Corrupt, match=r"file: expected at least"):
+            disk.write(0, b"x")
         assert disk.check().exit_status == 2
         assert disk.check(Repair.ALL).exit_status == 0
         assert disk.read(0, disk.size) == CONTENT[: -BLOCK // 2] + bytes(BLOCK // 2)

@@ -24,7 +24,7 @@ from vdisk.formats.vdi.header import (
     ZERO,
     Header,
 )
-from vdisk.formats.vdi.parent import open_parent
+from vdisk.formats.vdi.parent import open_parent, parent_name
 from vdisk.storage.base import Storage
 
 _PIECE_ENTRIES = 128
@@ -87,15 +87,22 @@ class VdiImage(BlockMapImage):
         }
         if header.description:
             specific["description"] = header.description
+        name, notes = None, []
         if header.has_parent:
+            if self.backing is not None:
+                name = Path(self.backing.name).name
+            else:
+                name = parent_name(self.gate, self.name, header)
+            if name is None:
+                notes.append("its parent is not among the .vdi files beside it")
             specific["parent-uuid"] = str(header.parent_uuid)
             specific["parent-modification-uuid"] = str(header.parent_modification_uuid)
         return Description(
             cluster_size=header.block_bytes,
-            # The file has no name of it: only an open one is known.
-            backing_name=None if self.backing is None else Path(self.backing.name).name,
+            backing_name=name,
             backing_format="vdi" if header.has_parent else None,
             specific=specific,
+            notes=notes,
         )
 
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
@@ -174,7 +181,11 @@ class VdiImage(BlockMapImage):
         return places_of(parts, starts, blocks, self._stride, self.storage.size)
 
     def _begin_write(self) -> None:
-        self.places().refuse_overlaps(self.name)
+        places = self.places()
+        places.refuse_overlaps(self.name)
+        end = int(places.ends.max())
+        if end > self._file_bytes and len(places.starts) > 2:  # a longer file would show what is missing as zeros
+            raise Corrupt(self.name, "file", expected=f"at least {end} bytes", found=self._file_bytes)
         self.begin_session(of_data=True)
 
     def begin_session(self, *, of_data: bool) -> None:

@@ -40,6 +40,16 @@ def open_parent(gate: Gate, file: str, header: Header) -> VdiImage:
     return parent
 
 
+def parent_name(gate: Gate, file: str, header: Header) -> str | None:
+    """The parent's file name, for people; None when it is not beside the image, or may not be looked for."""
+    try:
+        storage = _find(gate, file, header)
+    except (PolicyError, StorageError):
+        return None
+    storage.close()
+    return storage.path.name
+
+
 def check_identity(file: str, header: Header, parent: VdiImage) -> None:
     """`Corrupt` when the parent was written since the child was made on it."""
     wanted = header.parent_modification_uuid

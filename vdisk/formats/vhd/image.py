@@ -249,7 +249,11 @@ class VhdImage(StorageDevice, Image):
             if not is_sound:
                 raise Corrupt(self.name, f"{part} checksum", "is wrong: `check --repair all` mends it before writing")
         if self.header is not None:
-            self.places().refuse_overlaps(self.name)
+            places = self.places()
+            places.refuse_overlaps(self.name)
+            end = int(places.ends.max())
+            if not self._is_tail_whole and end > self.tail_offset:  # new blocks would lie in what is missing
+                raise Corrupt(self.name, "file", expected=f"at least {end} bytes", found=self.storage.size)
         self.begin_session(of_data=True)
 
     def begin_session(self, *, of_data: bool) -> None:
