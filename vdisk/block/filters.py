@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from vdisk.block.device import BlockDevice
-from vdisk.block.extent import Extent
+from vdisk.block.extent import Extent, Kind
 from vdisk.errors import OptionError
 
 
@@ -69,3 +69,25 @@ class ReadOnly(Filter):
 
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner, 0, inner.size, writable=False)
+
+
+class Prolonged(Filter):
+    """A device with zeros behind its end, to be read only."""
+
+    def __init__(self, inner: BlockDevice, size: int) -> None:
+        if size < inner.size:
+            raise OptionError(f"{inner.name}: a disk of {inner.size} bytes cannot be prolonged to {size}")
+        super().__init__(inner, 0, size, writable=False)
+
+    def _resolve(self, offset: int, length: int, depth: int) -> Iterator[Extent]:
+        inside = max(0, min(length, self.inner.size - offset))
+        if inside:
+            yield from super()._resolve(offset, inside, depth)
+        if length > inside:
+            yield Extent(offset + inside, length - inside, Kind.ZERO, depth=depth)
+
+    def _readinto(self, offset: int, view: memoryview) -> None:
+        inside = max(0, min(len(view), self.inner.size - offset))
+        if inside:
+            super()._readinto(offset, view[:inside])
+        view[inside:] = bytes(len(view) - inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -28,12 +29,20 @@ Examples:
   vdisk convert -B base.qcow2 -F qcow2 machine.raw overlay.qcow2
   vdisk convert -l before-upgrade machine.qcow2 old.raw
   vdisk convert machine.qcow2 machine.ova -o cpus=2,memory=4G
+  vdisk convert machine.qcow2 machine.vhd --for azure
+  vdisk convert machine.qcow2 machine.tar.gz --for gcp
   vdisk convert -O vhd -o help"""
 )
 @click.argument("source", type=click.Path(), required=False)
 @click.argument("target", type=click.Path(), required=False)
 @format_option("-f", "--source-format", help="Format of SOURCE; without it, its mark decides.")
 @format_option("-O", "--target-format", help="Format of TARGET; without it, that of its suffix.")
+@click.option(
+    "--for",
+    "target_name",
+    metavar="NAME",
+    help="Make what this hypervisor or cloud takes: format, kind, size, package. vdisk compat lists the names.",
+)
 @click.option("-c", "--compress", is_flag=True, help="Compress the target (qcow2; streamOptimized always is).")
 @creation_options
 @click.option(
@@ -61,6 +70,7 @@ def command(
     target: str | None,
     source_format: str | None,
     target_format: str | None,
+    target_name: str | None,
     compress: bool,
     options: dict[str, str],
     backing: str | None,
@@ -80,6 +90,7 @@ def command(
     """Convert the image SOURCE, with all that lies behind it, to a new image TARGET.
 
     TARGET appears when it is whole; an image that stood there is then replaced, and is as it was if anything fails.
+    With --for the exit status is 1 if there is something that no conversion can mend.
     """
     if asks_for_help(options):
         from vdisk.converter import target_writer
@@ -88,34 +99,46 @@ def command(
         return
     if source is None or target is None:
         raise click.UsageError(f"Missing argument '{'SOURCE' if source is None else 'TARGET'}'.")
+    if target_name is not None and (target_format is not None or backing is not None):
+        raise click.UsageError("--for decides the format: -O and -B do not go with it.")
     from vdisk.cli.progress import bar
     from vdisk.converter import convert
 
+    verdict = None
     with bar("convert", progress) as show:
-        done = convert(
-            source,
-            target,
-            source_format=source_format,
-            target_format=target_format,
-            options=options,
-            compress=compress,
-            backing=backing,
-            backing_format=backing_format,
-            source_backing_format=source_backing_format,
-            snapshot=snapshot,
-            disk=disk,
-            secret=secret,
-            threads=threads,
-            progress=show,
-            allow=allow,
-            references=not no_references,
-            dry_run=dry_run,
-            flush=flush,
-        )
+        how: dict[str, Any] = {
+            "source_format": source_format,
+            "options": options,
+            "compress": compress,
+            "source_backing_format": source_backing_format,
+            "snapshot": snapshot,
+            "disk": disk,
+            "secret": secret,
+            "threads": threads,
+            "progress": show,
+            "allow": allow,
+            "references": not no_references,
+            "dry_run": dry_run,
+            "flush": flush,
+        }
+        if target_name is not None:
+            from vdisk.compat.fit import convert_for
+
+            done, verdict = convert_for(source, target, target_name, **how)
+        else:
+            how |= {"target_format": target_format, "backing": backing, "backing_format": backing_format}
+            done = convert(source, target, **how)
     if as_json:
-        print_json({name.replace("_", "-"): value for name, value in done._asdict().items()})
+        said: dict[str, Any] = {name.replace("_", "-"): value for name, value in done._asdict().items()}
+        print_json(said if verdict is None else {**said, "verdict": verdict.as_dict()})
     elif dry_run:
         click.echo(f"{done.source_format} to {done.target_format}, a disk of {human_size(done.size_bytes)}:")
         click.echo(f"  read         {human_size(done.read_bytes)}")
         click.echo(f"  passed on    {human_size(done.passed_bytes)} (compressed units as they are)")
         click.echo(f"  left out     {human_size(done.skipped_bytes)} (zeros)")
+    if verdict is not None:
+        if not as_json:
+            for finding in verdict.findings:
+                click.echo(f"{finding.level}: {finding.what}: {finding.why}", err=True)
+        if not verdict.fits:
+            raise click.exceptions.Exit(1)

@@ -298,7 +298,13 @@ HYPERVISORS: tuple[Target, ...] = (
         "hypervisor",
         (
             Support(
-                "parallels", False, "native", _PARALLELS, note="an .hdd bundle, clusters of 1 MiB", blocks=(MIB, MIB)
+                "parallels",
+                False,
+                "native",
+                _PARALLELS,
+                note="an .hdd bundle, clusters of 1 MiB",
+                forbidden=("loose",),
+                blocks=(MIB, MIB),
             ),
         ),
         Recipe("parallels"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import formats
+from vdisk.block.filters import Prolonged
 from vdisk.errors import OptionError
 from vdisk.formats.image import Backing, Image, Writer
 from vdisk.storage.staging import Staging
@@ -52,6 +53,8 @@ def convert(
     references: bool = True,
     dry_run: bool = False,
     flush: bool | None = None,
+    size_multiple: int = 1,
+    smallest_bytes: int = 0,
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
 
@@ -60,7 +63,8 @@ def convert(
     is stored. `snapshot` takes an internal snapshot's disk instead of the current one; `disk` chooses one of a
     package's; `secret` unlocks an encrypted source. The target appears when it is whole: until then an image that
     stood there is as it was. `flush` waits until the disk has it; without a word on it that is done where an image is
-    replaced. `progress` is called with the bytes done and the bytes in all.
+    replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `progress` is
+    called with the bytes done and the bytes in all.
 
     Raises a `VdiskError`; nothing of the target is left then.
     """
@@ -70,7 +74,11 @@ def convert(
         image = stack.enter_context(
             _open_source(source, disk, source_format, source_backing_format, allow, references, secret)
         )
-        device: BlockDevice = image if snapshot is None else stack.enter_context(_open_snapshot(image, snapshot))
+        device: BlockDevice = image if snapshot is None else stack.enter_context(image.open_snapshot(snapshot))
+        size = max(device.size, smallest_bytes)
+        size += -size % size_multiple
+        if size > device.size:
+            device = Prolonged(device, size)
         named = None
         if backing is not None:
             if backing_format is None:
@@ -114,14 +122,6 @@ def _open_source(
     return formats.open(
         source, format=format, backing_format=backing_format, allow=allow, references=references, secret=secret
     )
-
-
-def _open_snapshot(image: Image, name: str) -> BlockDevice:
-    from vdisk.formats.qcow2.image import Qcow2Image
-
-    if not isinstance(image, Qcow2Image):
-        raise OptionError(f"{image.name}: {image.format_name} has no internal snapshots")
-    return image.open_snapshot(name)
 
 
 def _convert(

@@ -1,0 +1,101 @@
+"""An examination as text for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from vdisk.compat.examine import Examination
+from vdisk.compat.facts import DiskFacts
+from vdisk.compat.rules import Finding, Verdict
+from vdisk.compat.table import MODES, columns, size_words
+
+_WIDTH = 116
+
+
+def examination_text(examination: Examination, in_full: bool) -> Iterator[str]:
+    """What the image is, a line a target, then the findings; without `in_full` only the first against each."""
+    yield from facts_text(examination.facts, examination.package)
+    yield ""
+    rows = [("TARGET", "FITS", "LISTED", "VERIFIED", "BECAUSE")]
+    for verdict in examination.verdicts:
+        rows.append((verdict.target.name, fits_words(verdict), *claims(verdict), because(verdict)))
+    yield from columns(rows)
+    shared = [] if in_full else _shared(examination.verdicts)
+    for finding in shared:
+        yield from ("", *_finding(finding))
+    for verdict in examination.verdicts:
+        findings = [finding for finding in verdict.findings if finding not in shared]
+        if in_full and findings:
+            yield from ("", f"{verdict.target.title}:")
+            for finding in findings:
+                yield from _finding(finding, "  ")
+    if not in_full:
+        yield from ("", "vdisk compat IMAGE --for TARGET tells all about one.")
+
+
+def fits_words(verdict: Verdict) -> str:
+    """ "yes", "no", or "yes, but" where a warning stands."""
+    if not verdict.fits:
+        return "no"
+    return "yes, but" if any(finding.level == "warning" for finding in verdict.findings) else "yes"
+
+
+def claims(verdict: Verdict) -> tuple[str, str]:
+    """The listed claim and what is verified, in words."""
+    listed = {True: "yes", False: "no", None: "-"}[verdict.listed]
+    return listed, MODES[verdict.verified]
+
+
+def because(verdict: Verdict) -> str:
+    """The first thing that speaks against it, and the conversion that mends it."""
+    errors = [finding for finding in verdict.findings if finding.level == "error"]
+    if not errors:
+        return ""
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{first.what}{more}{f': {first.fix}' if first.fix else ''}"
+
+
+def facts_text(facts: DiskFacts, package: str) -> Iterator[str]:
+    """What the image and its disk are."""
+    kind = f"{facts.format} ({facts.variant})" if facts.variant else facts.format
+    inside = f", in a package ({package})" if package else ""
+    table = facts.table
+    known = {"none": "none", "mbr": "MBR", "gpt": "GPT", "hybrid": "GPT with a hybrid MBR"}
+    rows = [
+        ("image:", facts.path),
+        ("format:", kind + inside),
+        ("size:", f"{size_words(facts.size_bytes)}"),
+    ]
+    if facts.unreadable:
+        rows.append(("disk:", f"not looked at: {facts.unreadable}"))
+    else:
+        backup = f", backup {table.backup_gpt}" if table.backup_gpt != "none" else ""
+        rows.append(("partitions:", known[table.kind] + backup))
+        for partition, found in facts.file_systems:
+            if partition is None:
+                rows.append(("", f"the whole disk: {found.kind}" if found.kind else "nothing known on the disk"))
+                continue
+            active = ", active" if partition.is_active else ""
+            rows.append(("", f"{partition.number}: {partition.type_name}{active}: {found.kind or 'not known'}"))
+        rows.append(("boots by BIOS:", facts.bios or "no"))
+        rows.append(("boots by UEFI:", facts.uefi or "no"))
+    yield from columns(rows)
+
+
+def _shared(verdicts: list[Verdict]) -> list[Finding]:
+    """Findings, other than errors, that every target has."""
+    first, *others = verdicts
+    return [
+        finding
+        for finding in first.findings
+        if finding.level != "error" and all(finding in verdict.findings for verdict in others)
+    ]
+
+
+def _finding(finding: Finding, indent: str = "") -> Iterator[str]:
+    line = f"{finding.level}: {finding.what}: {finding.why}"
+    yield from textwrap.wrap(line, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
+    if finding.fix:
+        yield f"{indent}  {finding.fix}"
