@@ -48,7 +48,7 @@ def test_a_terminals_control_characters_in_a_name_are_not_passed_on(run: Run, tm
 def test_info_for_people_and_machines(run: Run, disk: Path) -> None:
     ran = run("info", disk)
     assert ran.status == 0
-    assert "format:         raw" in ran.out
+    assert "format:           raw" in ran.out
     assert f"({disk.stat().st_size} bytes)" in ran.out
     found = json.loads(run("info", "--json", disk).out)
     assert found["virtual-size"] == disk.stat().st_size

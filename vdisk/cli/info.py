@@ -61,19 +61,19 @@ def _show(one: dict[str, Any]) -> None:
     ]
     for name, value in lines:
         if value is not None:
-            click.echo(f"{name + ':':<16}{value}")
+            click.echo(f"{name + ':':<18}{value}")
     for snapshot in one.get("snapshots", ()):
-        click.echo(f"{'snapshot:':<16}{snapshot['id']} {snapshot['name']}")
+        click.echo(f"{'snapshot:':<18}{snapshot['id']} {snapshot['name']}")
     data = one.get("format-specific", {}).get("data", {})
     for name, value in data.items():
         if isinstance(value, list):
             for item in value:
                 shown = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item
-                click.echo(f"{name + ':':<16}{shown}")
+                click.echo(f"{name + ':':<18}{shown}")
         elif isinstance(value, dict):
-            click.echo(f"{name + ':':<16}{', '.join(f'{k} {v}' for k, v in value.items())}")
+            click.echo(f"{name + ':':<18}{', '.join(f'{k} {v}' for k, v in value.items())}")
         else:
             shown = ("yes" if value else "no") if isinstance(value, bool) else value
-            click.echo(f"{name + ':':<16}{shown}")
+            click.echo(f"{name + ':':<18}{shown}")
     for note in one.get("notes", ()):
-        click.echo(f"{'note:':<16}{note}")
+        click.echo(f"{'note:':<18}{note}")
