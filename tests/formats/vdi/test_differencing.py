@@ -173,6 +173,9 @@ def test_a_parent_that_was_written_since_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="parent modification UUID"):
         formats.open(child)
     formats.open(child, backing=False).close()
+    chain.rebase(child, "base.vdi", "vdi", unsafe=True)
+    with formats.open(child) as disk:
+        assert disk.read(0, 7) == b"changed"
 
 
 def test_a_parent_elsewhere_would_not_be_found(tmp_path: Path) -> None:

@@ -195,6 +195,9 @@ def test_a_parent_that_was_written_since_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="parent_timestamp"):
         formats.open(child)
     formats.open(child, backing=False).close()
+    chain.rebase(child, "base.vhd", "vhd", unsafe=True)
+    with formats.open(child) as disk:
+        assert disk.read(0, 7) == b"changed"
 
 
 def test_another_disk_of_the_parents_name_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def open_parent(gate: Gate, file: str, header: Header) -> VdiImage:
 
 def parent_name(gate: Gate, file: str, header: Header) -> str | None:
     """The parent's file name, for people; None when it is not beside the image, or may not be looked for."""
+    if header.parent_uuid == NULL_UUID:
+        return None
     try:
         storage = _find(gate, file, header)
     except (PolicyError, StorageError):

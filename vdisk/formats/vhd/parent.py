@@ -98,8 +98,8 @@ def check_identity(file: str, header: DynamicHeader, parent: VhdImage) -> None:
         raise Corrupt(
             file,
             "parent_timestamp",
-            expected=f"the parent {parent.name} as it was {header.parent_timestamp} seconds after 2000",
-            found=f"one written at {footer.timestamp}",
+            f"the parent {parent.name} was written since: it is of second {footer.timestamp} after 2000, and this disk "
+            f"was made on that of second {header.parent_timestamp} (`rebase --unsafe` takes it all the same)",
         )
 
 
