@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.image import ImageConformance, check_map, lay_out
-from tests.peers import qemu_check, qemu_compare, qemu_img, qemu_io
+from tests.peers import qemu_check, qemu_compare, qemu_img, qemu_io, sevenzip_sha256, sha256
 from vdisk import formats
 
 
@@ -35,6 +35,7 @@ def test_qemu_reads_what_we_write(tmp_path: Path, static: str) -> None:
     (tmp_path / "a.raw").write_bytes(content)
     qemu_compare(tmp_path / "a.vdi", tmp_path / "a.raw", formats=("vdi", "raw"))
     qemu_check(tmp_path / "a.vdi", format="vdi")
+    assert sevenzip_sha256(tmp_path / "a.vdi", kind="VDI") == sha256(tmp_path / "a.raw")
     with formats.open(tmp_path / "a.vdi", writable=True) as disk:
         disk.write(3 << 20, b"later")
         disk.write_zeroes(0, 2 << 20)
