@@ -40,7 +40,7 @@ def overlay_on(base: Path, name: str, size: int = SIZE) -> Path:
     return path
 
 
-@pytest.fixture(params=["base.raw", "base.qcow2", "base.vdi", "base.vmdk", "base.vhd"])
+@pytest.fixture(params=["base.raw", "base.qcow2", "base.vdi", "base.vmdk", "base.vhd", "base.vhdx", "base.hds"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / request.param
     formats.create(path, SIZE)
