@@ -46,6 +46,7 @@ _PACKAGES = {
     "nbdkit": "nbdkit",
     "nbdinfo": "libnbd-bin",
     "nbdcopy": "libnbd-bin",
+    "iasl": "acpica-tools",
     "debootstrap": "debootstrap",
     "mkfs.ext4": "e2fsprogs",
     "sfdisk": "fdisk",
