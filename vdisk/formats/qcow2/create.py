@@ -41,6 +41,7 @@ class Qcow2Writer(Writer):
     FORMAT_NAME = "qcow2"
     CAN_COMPRESS = True
     CAN_BACK = True
+    CAN_LENGTHEN = True
     OPTIONS = (
         Option("compat", "choice", "Version: 0.10 for QEMU before 1.1.", "1.1", ("0.10", "1.1", "v2", "v3")),
         Option("cluster_size", "size", "Bytes of a cluster, 512 to 2M.", 65536),
@@ -134,10 +135,7 @@ class Qcow2Writer(Writer):
             compression_type=int(zstd),
             backing_name=None if self.backing is None else self.backing.name,
         )
-        header.l1_entries = header.l1_entries_needed
-        if header.l1_entries * 8 > MAX_L1_BYTES:
-            largest = (MAX_L1_BYTES // 8) * (header.l2_entries << cluster_bits)
-            raise OptionError(f"qcow2: size: clusters of {cluster_bytes} allow at most {largest}, found {self.size}")
+        self._fit_l1(header)
         if self.backing is not None:
             header.extensions.append((EXTENSION_BACKING_FORMAT, qemu_name(self.backing.format).encode()))
         if options["data_file"]:
@@ -145,6 +143,13 @@ class Qcow2Writer(Writer):
         if version == 3 and cluster_bytes >= 4096:
             header.extensions.append((EXTENSION_FEATURE_NAMES, feature_name_table()))
         return header
+
+    def _fit_l1(self, header: Header) -> None:
+        header.l1_entries = header.l1_entries_needed
+        if header.l1_entries * 8 > MAX_L1_BYTES:
+            unit = header.cluster_bytes
+            largest = (MAX_L1_BYTES // 8) * (header.l2_entries * unit)
+            raise OptionError(f"qcow2: size: clusters of {unit} allow at most {largest}, found {self.size}")
 
     def _check_combination(self, cluster_bits: int) -> None:
         """Options that do not go together are an `OptionError`."""
@@ -188,6 +193,11 @@ class Qcow2Writer(Writer):
         self._header.extensions.insert(0, (EXTENSION_LUKS, place))
         self.holes_are_zeros = False
         self._data = CryptStorage(self._data, XtsSectors(master))
+
+    def lengthen(self, size: int) -> None:
+        self.size = self._header.disk_bytes = max(self.size, -(-size // 512) * 512)
+        self._fit_l1(self._header)
+        self._layout.lengthen()
 
     def place(self, offset: int, length: int) -> Iterable[Placement]:
         unit = self.unit_bytes

@@ -242,7 +242,7 @@ class MapEditor:
         """An L2 table that may be changed: a new one where there is none, a copy where a snapshot shares it."""
         cluster_map = self.map
         entry = cluster_map.l1[l1_index]
-        if entry & COPIED:
+        if entry & COPIED and entry & OFFSET_MASK:
             table = cluster_map.table(l1_index)
             assert table is not None
             cluster_map.dirty.add(l1_index)

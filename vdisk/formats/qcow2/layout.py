@@ -57,6 +57,10 @@ class Layout:
     def _shares_of(self, cluster: int) -> int:
         return max(1, self._shares[cluster]) if cluster < len(self._shares) else 1
 
+    def lengthen(self) -> None:
+        """Make the L1 table as long as the header says by now."""
+        self._l1.extend(array("Q", bytes(8 * (self._header.l1_entries - len(self._l1)))))
+
     # Tables ----------------------------------------------------------------------------------------------------
 
     def map(self, first_cluster: int, count: int, at: int, step: int, bitmap: int) -> None:

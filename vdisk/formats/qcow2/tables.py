@@ -16,6 +16,7 @@ from vdisk.block.extent import Encoded, Extent, Kind
 from vdisk.errors import Corrupt
 from vdisk.formats.qcow2.header import DATA_FILE, Header
 from vdisk.formats.qcow2.words import load_big_endian
+from vdisk.formats.runs import end_of_equal, numpy_pays
 from vdisk.storage.base import Storage
 
 OFFSET_MASK = 0x00FFFFFFFFFFFE00
@@ -176,15 +177,8 @@ class ClusterMap:
 
     def _runs(self, table: array[int], first: int, end: int) -> Iterator[tuple[int, int]]:
         """(index behind the run, kind) for runs of equal kind; of data, the next entry is one cluster further."""
-        if end - first < 64:
-            kind, entry = self._kind(table, first), table[first * self.words]
-            for index in range(first + 1, end):
-                next_kind, next_entry = self._kind(table, index), table[index * self.words]
-                if next_kind != kind or (kind == _DATA and next_entry != entry + self.cluster_bytes):
-                    yield index, kind
-                    kind = next_kind
-                entry = next_entry
-            yield end, kind
+        if not numpy_pays(end - first):
+            yield from self._walk_runs(table, first, end)
             return
         import numpy
 
@@ -205,6 +199,32 @@ class ClusterMap:
         breaks: list[int] = numpy.flatnonzero(~goes_on).tolist()
         for at in (*breaks, end - first - 1):
             yield at + first + 1, int(kinds[at])
+
+    def _walk_runs(self, table: array[int], index: int, end: int) -> Iterator[tuple[int, int]]:
+        """`_runs` in Python."""
+        words, cluster_bytes = self.words, self.cluster_bytes
+        while index < end:
+            kind, entry = self._kind(table, index), table[index * words]
+            index += 1
+            if words == 2:
+                while index < end and self._kind(table, index) == kind:
+                    entry += cluster_bytes
+                    if kind == _DATA and table[index * 2] != entry:
+                        break
+                    index += 1
+            elif kind == _DATA:
+                entry += cluster_bytes
+                while index < end and table[index] == entry:
+                    entry += cluster_bytes
+                    index += 1
+            elif kind == _ENCODED:
+                while index < end and table[index] & COMPRESSED:
+                    index += 1
+            else:
+                index = end_of_equal(table, index - 1, end)
+                while index < end and self._kind(table, index) == kind:
+                    index = end_of_equal(table, index, end)
+            yield index, kind
 
     def _kind(self, table: array[int], index: int) -> int:
         """What a cluster's entry is: a `Kind`, or `_MIXED`."""
