@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vdisk.cli.common import (
+    SIZE,
     asks_for_help,
     creation_options,
     format_option,
@@ -18,6 +21,11 @@ from vdisk.cli.common import (
     secret_option,
     show_creation_options,
 )
+
+if TYPE_CHECKING:
+    from vdisk.compat.rules import Verdict
+    from vdisk.converter import Conversion
+    from vdisk.storage.stream import OutputPipe
 
 
 @click.command(
@@ -31,6 +39,8 @@ Examples:
   vdisk convert machine.qcow2 machine.ova -o cpus=2,memory=4G
   vdisk convert machine.qcow2 machine.vhd --for azure
   vdisk convert machine.qcow2 machine.tar.gz --for gcp
+  vdisk convert machine.vmdk - -O qcow2 | ssh host 'cat > machine.qcow2'
+  zcat machine.img.gz | vdisk convert - machine.qcow2 -f raw
   vdisk convert -O vhd -o help"""
 )
 @click.argument("source", type=click.Path(), required=False)
@@ -52,6 +62,7 @@ Examples:
 @format_option(
     "--source-backing-format", help="Format of the source's backing file, where the source does not name it."
 )
+@click.option("--size", type=SIZE, help="Bytes of the raw disk that comes out of a pipe (SOURCE -).")
 @click.option("-l", "--snapshot", metavar="NAME", help="Convert an internal snapshot, by name or ID, not what is now.")
 @click.option("--disk", metavar="WHICH", help="Of a package (OVA, OVF) take this disk: number, id or file name.")
 @secret_option
@@ -76,6 +87,7 @@ def command(
     backing: str | None,
     backing_format: str | None,
     source_backing_format: str | None,
+    size: int | None,
     snapshot: str | None,
     disk: str | None,
     secret: bytes | None,
@@ -90,7 +102,8 @@ def command(
     """Convert the image SOURCE, with all that lies behind it, to a new image TARGET.
 
     TARGET appears when it is whole; an image that stood there is then replaced, and is as it was if anything fails.
-    With --for the exit status is 1 if there is something that no conversion can mend.
+    SOURCE - is a raw disk on standard input (-f raw), TARGET - an image of the format -O on standard output, either
+    a pipe. With --for the exit status is 1 if there is something that no conversion can mend.
     """
     if asks_for_help(options):
         from vdisk.converter import target_writer
@@ -101,8 +114,17 @@ def command(
         raise click.UsageError(f"Missing argument '{'SOURCE' if source is None else 'TARGET'}'.")
     if target_name is not None and (target_format is not None or backing is not None):
         raise click.UsageError("--for decides the format: -O and -B do not go with it.")
+    if "-" in (source, target) and target_name is not None:
+        raise click.UsageError("--for does not go with a pipe.")
+    if size is not None and source != "-":
+        raise click.UsageError("--size says how long the disk out of a pipe is: SOURCE is to be -.")
+    if source == "-" and source_format != "raw":
+        raise click.UsageError("A pipe gives a raw disk: say so by -f raw.")
+    if source == "-" and any((source_backing_format, snapshot, disk, secret, dry_run)):
+        raise click.UsageError("A raw disk out of a pipe has no snapshot, disk, secret or backing file, nor a dry run.")
     from vdisk.cli.progress import bar
-    from vdisk.converter import convert
+    from vdisk.converter import convert, convert_from_pipe
+    from vdisk.storage.stream import InputPipe
 
     verdict = None
     with bar("convert", progress) as show:
@@ -127,7 +149,29 @@ def command(
             done, verdict = convert_for(source, target, target_name, **how)
         else:
             how |= {"target_format": target_format, "backing": backing, "backing_format": backing_format}
-            done = convert(source, target, **how)
+            goal = _output_pipe() if target == "-" else target
+            if source == "-":
+                only = ("source_format", "source_backing_format", "snapshot", "disk", "secret", "dry_run")
+                how = {name: value for name, value in how.items() if name not in only}
+                done = convert_from_pipe(InputPipe(size=size), goal, **how)
+            else:
+                done = convert(source, goal, **how)
+    with contextlib.redirect_stdout(sys.stderr) if target == "-" else contextlib.nullcontext():
+        _say(done, verdict, as_json=as_json, dry_run=dry_run)
+    if verdict is not None and not verdict.fits:
+        raise click.exceptions.Exit(1)
+
+
+def _output_pipe() -> OutputPipe:
+    if sys.stdout.isatty():
+        raise click.UsageError("An image is not for a terminal: send standard output to a pipe or a file.")
+    from vdisk.storage.stream import OutputPipe
+
+    return OutputPipe()
+
+
+def _say(done: Conversion, verdict: Verdict | None, *, as_json: bool, dry_run: bool) -> None:
+    """What was done, or would be."""
     if as_json:
         said: dict[str, Any] = {name.replace("_", "-"): value for name, value in done._asdict().items()}
         print_json(said if verdict is None else {**said, "verdict": verdict.as_dict()})
@@ -136,9 +180,6 @@ def command(
         click.echo(f"  read         {human_size(done.read_bytes)}")
         click.echo(f"  passed on    {human_size(done.passed_bytes)} (compressed units as they are)")
         click.echo(f"  left out     {human_size(done.skipped_bytes)} (zeros)")
-    if verdict is not None:
-        if not as_json:
-            for finding in verdict.findings:
-                click.echo(f"{finding.level}: {finding.what}: {finding.why}", err=True)
-        if not verdict.fits:
-            raise click.exceptions.Exit(1)
+    if verdict is not None and not as_json:
+        for finding in verdict.findings:
+            click.echo(f"{finding.level}: {finding.what}: {finding.why}", err=True)

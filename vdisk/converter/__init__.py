@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdisk import formats
 from vdisk.block.filters import Prolonged
+from vdisk.converter.plan import Action, Plan, make_plan
 from vdisk.errors import OptionError
 from vdisk.formats.image import Backing, Image, Writer
 from vdisk.storage.staging import Staging
@@ -17,6 +18,7 @@ from vdisk.storage.staging import Staging
 if TYPE_CHECKING:
     from vdisk.block.device import BlockDevice
     from vdisk.converter.engine import Progress
+    from vdisk.storage.stream import InputPipe, OutputPipe
 
 
 class Conversion(NamedTuple):
@@ -35,7 +37,7 @@ class Conversion(NamedTuple):
 
 def convert(
     source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | OutputPipe,
     *,
     source_format: str | None = None,
     target_format: str | None = None,
@@ -66,9 +68,13 @@ def convert(
     replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `progress` is
     called with the bytes done and the bytes in all.
 
+    A target that is a pipe gets one file of a format that is named, and cannot take back what has gone when
+    something fails; most formats read the source twice for it (`vdisk.converter.stream`).
+
     Raises a `VdiskError`; nothing of the target is left then.
     """
-    writer_class = target_writer(target, target_format)
+    path = target if isinstance(target, (str, os.PathLike)) else "-"
+    writer_class = target_writer(path, target_format)
     allow = list(allow)
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(
@@ -79,17 +85,92 @@ def convert(
         size += -size % size_multiple
         if size > device.size:
             device = Prolonged(device, size)
-        named = None
-        if backing is not None:
-            if backing_format is None:
-                raise OptionError("the format of a backing file is not guessed: name it")
-            behind = stack.enter_context(
-                formats.open_backing(target, backing, backing_format, allow=allow, references=references)
+        named = _named_backing(stack, path, backing, backing_format, allow, references)
+        if not isinstance(target, (str, os.PathLike)):
+            from vdisk.converter.stream import to_pipe
+
+            plan, written = to_pipe(
+                device,
+                writer_class,
+                target,
+                options or {},
+                compress=compress,
+                backing=named,
+                threads=threads or _default_threads(),
+                progress=progress,
+                dry_run=dry_run,
             )
-            named = Backing(backing, behind.format_name, behind)
+            return _conversion(image.format_name, writer_class.FORMAT_NAME, device.size, plan, written)
         with Staging(target, keep=[source, *_files_of(image)]) as staging:
             writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
             return _convert(device, image.format_name, writer, staging, threads, progress, dry_run, flush)
+
+
+def convert_from_pipe(
+    source: InputPipe,
+    target: str | os.PathLike[str] | OutputPipe,
+    *,
+    target_format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    compress: bool = False,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    allow: Iterable[str | os.PathLike[str]] = (),
+    references: bool = True,
+    flush: bool | None = None,
+) -> Conversion:
+    """Convert the raw disk that comes out of a pipe; the arguments are those of `convert`.
+
+    Only raw and qcow2 can be made of a pipe whose size is not known, and only raw and streamOptimized VMDK go on to
+    another pipe: the rest is an `OptionError`. A pipe that ends before its size is a `StorageError`.
+    """
+    from vdisk.converter.stream import PipeStaging, from_pipe
+
+    path = target if isinstance(target, (str, os.PathLike)) else "-"
+    writer_class = target_writer(path, target_format)
+    if source.size is None and not writer_class.CAN_LENGTHEN:
+        name = writer_class.FORMAT_NAME
+        raise OptionError(f"{source.name}: {name} begins with the disk's size, which a pipe does not tell: give --size")
+    options = dict(options or {})
+    with contextlib.ExitStack() as stack:
+        named = _named_backing(stack, path, backing, backing_format, list(allow), references)
+        staging: Staging
+        if isinstance(target, (str, os.PathLike)):
+            staging = Staging(target, keep=[] if named is None else _files_of(named.device))
+        else:
+            staging = PipeStaging(target, writer_class)
+            options = staging.options(options)
+        stack.enter_context(staging)
+        writer = writer_class(staging, source.size or 0, options, compress=compress, backing=named)
+        if not isinstance(target, (str, os.PathLike)) and not writer.ascends:
+            name = writer.FORMAT_NAME
+            raise OptionError(f"{source.name}: {name} to a pipe has to read its source twice, and a pipe is read once")
+        plan, written = from_pipe(source, writer, threads or _default_threads(), progress)
+        staging.commit(flush=flush)
+        return _conversion("raw", writer.FORMAT_NAME, source.position, plan, written)
+
+
+def _default_threads() -> int:
+    return max(2, os.cpu_count() or 1)
+
+
+def _named_backing(
+    stack: contextlib.ExitStack,
+    target: str | os.PathLike[str],
+    name: str | None,
+    format: str | None,
+    allow: list[str | os.PathLike[str]],
+    references: bool,
+) -> Backing | None:
+    """The image behind the target, open as long as `stack`."""
+    if name is None:
+        return None
+    if format is None:
+        raise OptionError("the format of a backing file is not guessed: name it")
+    behind = stack.enter_context(formats.open_backing(target, name, format, allow=allow, references=references))
+    return Backing(name, behind.format_name, behind)
 
 
 def target_writer(target: str | os.PathLike[str], target_format: str | None) -> type[Writer]:
@@ -134,31 +215,27 @@ def _convert(
     dry_run: bool,
     flush: bool | None,
 ) -> Conversion:
-    from vdisk.converter.plan import Action, make_plan
-
     plan = make_plan(device, writer)
     written = 0
     if not dry_run:
         from vdisk.converter.engine import Engine
 
-        engine = Engine(device, writer, plan, threads or max(2, os.cpu_count() or 1), progress)
+        engine = Engine(device, writer, plan, threads or _default_threads(), progress)
         engine.run()
         writer.finish()
         staging.commit(flush=flush)
         written = engine.written_bytes
+    return _conversion(source_format, writer.FORMAT_NAME, device.size, plan, written)
+
+
+def _conversion(source_format: str, target_format: str, size: int, plan: Plan, written: int) -> Conversion:
     totals = plan.total_bytes
     return Conversion(
-        source_format,
-        writer.FORMAT_NAME,
-        device.size,
-        totals[Action.READ],
-        totals[Action.PASS],
-        totals[Action.SKIP],
-        written,
+        source_format, target_format, size, totals[Action.READ], totals[Action.PASS], totals[Action.SKIP], written
     )
 
 
-def _files_of(image: Image) -> Iterator[str]:
+def _files_of(image: BlockDevice) -> Iterator[str]:
     """Every file that the image and those behind it are read from."""
     layer: BlockDevice | None = image
     while layer is not None:
@@ -168,4 +245,4 @@ def _files_of(image: Image) -> Iterator[str]:
         layer = layer.backing
 
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "convert", "convert_from_pipe"]

@@ -239,16 +239,19 @@ class Engine:
         todo: list[tuple[int, int, bytes | None]] = [(start, stop, None) for start, stop in piece.runs]
         todo += [(start, start + self._unit_bytes, payload) for start, payload in piece.payloads or ()]
         for start, stop, payload in sorted(todo, key=lambda item: item[0]):
+            if payload is not None:
+                storage, host, framed = self._writer.place_encoded(piece.start + start, payload)
+                if storage is target and host == end:
+                    pending.append(framed)
+                    end += len(framed)
+                    continue
+            if target is not None:  # a pipe takes nothing that comes too late
+                target.write(at, b"".join(pending))
+                target = None
             if payload is None:
                 self._store_runs(piece, [(start, min(stop, piece.length))])
-                continue
-            storage, host, framed = self._writer.place_encoded(piece.start + start, payload)
-            if storage is not target or host != end:
-                if target is not None:
-                    target.write(at, b"".join(pending))
-                pending, target, at, end = [], storage, host, host
-            pending.append(framed)
-            end += len(framed)
-            self.written_bytes += min(self._unit_bytes, piece.length - start)
+            else:
+                pending, target, at, end = [framed], storage, host, host + len(framed)
+        self.written_bytes += sum(min(self._unit_bytes, piece.length - start) for start, _ in piece.payloads or ())
         if target is not None:
             target.write(at, b"".join(pending))

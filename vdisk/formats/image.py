@@ -116,8 +116,8 @@ class Writer(abc.ABC):
     OPTIONS: ClassVar[tuple[Option, ...]] = ()
     CAN_COMPRESS: ClassVar[bool] = False
     CAN_BACK: ClassVar[bool] = False
-    CAN_SET_SIZE: ClassVar[bool] = False
-    """Whether `set_size` works: the disk's size need not be known before its data."""
+    CAN_LENGTHEN: ClassVar[bool] = False
+    """Whether `lengthen` works: the disk's size need not be known before its data."""
 
     ascends: bool = False
     """Everything is written in ascending order of host offsets, as long as the caller writes so: a pipe can take it."""
@@ -167,8 +167,8 @@ class Writer(abc.ABC):
         """Make whole units read as zeros although a backing image has data there; only called with a backing image."""
         raise OptionError(f"{self.FORMAT_NAME}: cannot hide a backing file's data under zeros")
 
-    def set_size(self, size: int) -> None:
-        """Say the disk's size after all has been placed, where it was not known before (a pipe's)."""
+    def lengthen(self, size: int) -> None:
+        """Make the disk longer, before what lies there is placed: the size of what comes out of a pipe is not known."""
         raise OptionError(f"{self.FORMAT_NAME}: the disk's size has to be known before its data")
 
     @abc.abstractmethod

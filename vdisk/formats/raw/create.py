@@ -13,6 +13,8 @@ class RawWriter(Writer):
     """Guest offsets are file offsets; what is not written stays a hole."""
 
     FORMAT_NAME = "raw"
+    CAN_LENGTHEN = True
+    ascends = True
     unit_bytes = 4096
 
     def __init__(
@@ -29,6 +31,9 @@ class RawWriter(Writer):
 
     def place(self, offset: int, length: int) -> Iterable[Placement]:
         return (Placement(offset, length, self._storage, offset),)
+
+    def lengthen(self, size: int) -> None:
+        self.size = size
 
     def finish(self) -> None:
         self._storage.truncate(self.size)

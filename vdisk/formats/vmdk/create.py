@@ -95,6 +95,7 @@ class VmdkWriter(Writer):
         if self.subformat == "streamOptimized":
             self.codec = "zlib"
             self.must_encode = True
+            self.ascends = True
 
     # Choices ---------------------------------------------------------------------------------------------------
 

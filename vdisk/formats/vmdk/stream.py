@@ -61,14 +61,15 @@ class StreamWriter(ExtentWriter):
         raise OptionError("vmdk: every grain of streamOptimized is compressed")
 
     def place_encoded(self, offset: int, payload: Buffer) -> tuple[int, Buffer]:
-        """Room for a grain's zlib stream: (host, marker, stream and padding)."""
+        """Room for a grain's zlib stream: (host, the table before it if that is full, marker, stream and padding)."""
         grain = offset // self.unit_bytes
         if grain <= self._last_grain:
             raise OptionError(f"vmdk: streamOptimized is written in order: offset {offset} comes too late")
         self._last_grain = grain
         index, slot = divmod(grain, ENTRIES_PER_TABLE)
+        table, table_sector = b"", self._next_sector
         if index != self._table_index:
-            self._write_table()
+            table = self._finished_table()
             self._table_index = index
         sector = self._next_sector
         framed_bytes = structs.GRAIN_MARKER_BYTES + len(payload)
@@ -82,23 +83,29 @@ class StreamWriter(ExtentWriter):
         framed[0:8] = (offset // SECTOR_BYTES).to_bytes(8, "little")
         framed[8:12] = len(payload).to_bytes(4, "little")
         framed[12:framed_bytes] = payload
-        return sector * SECTOR_BYTES, framed
+        return table_sector * SECTOR_BYTES, table + framed
 
-    def _write_table(self) -> None:
+    def _finished_table(self) -> bytes:
+        """The table of the grains so far, with its marker, given its place at the end; nothing where it has none."""
         if not self._table_is_used:
-            return
+            return b""
         raw = entry_bytes(self._table)
         self._directory[self._table_index] = self._next_sector + 1
-        self._append(_marker(len(raw) // SECTOR_BYTES, structs.MARKER_TABLE) + raw)
         self._table = array("I", bytes(4 * ENTRIES_PER_TABLE))
         self._table_is_used = False
+        framed = _marker(len(raw) // SECTOR_BYTES, structs.MARKER_TABLE) + raw
+        self._next_sector += len(framed) // SECTOR_BYTES
+        return framed
 
     def _append(self, raw: bytes) -> None:
         self.storage.write(self._next_sector * SECTOR_BYTES, raw)
         self._next_sector += len(raw) // SECTOR_BYTES
 
     def finish(self) -> None:
-        self._write_table()
+        table_sector = self._next_sector
+        table = self._finished_table()
+        if table:
+            self.storage.write(table_sector * SECTOR_BYTES, table)
         raw = entry_bytes(self._directory)
         raw = raw.ljust(max(1, -(-len(raw) // SECTOR_BYTES)) * SECTOR_BYTES, b"\0")
         directory_sector = self._next_sector + 1
