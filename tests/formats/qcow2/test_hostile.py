@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +13,19 @@ from tests.formats.qcow2.test_matrix import some_content
 from tests.formats.qcow2.test_snapshots import open_qcow2
 from vdisk.errors import VdiskError
 from vdisk.formats.check import Repair
-from vdisk.formats.qcow2.bitmaps import add_bitmap, clear_bitmap, load_bits, read_bitmaps, remove_bitmap
+from vdisk.formats.qcow2.bitmaps import (
+    add_bitmap,
+    clear_bitmap,
+    directory_place,
+    load_bits,
+    read_bitmaps,
+    remove_bitmap,
+)
 from vdisk.formats.qcow2.image import Qcow2Image
 from vdisk.formats.qcow2.maintain import amend
 from vdisk.formats.qcow2.snapshots import apply_snapshot, create_snapshot, delete_snapshot
 
 SIZE = 1 << 20
-SEED = int(__import__("os").environ.get("HS", "0"))
 
 READS: list[Callable[[Qcow2Image], object]] = [
     lambda disk: disk.describe(),
@@ -64,15 +69,12 @@ def test_damage_of_any_kind_ends_in_an_answer(options: dict[str, str], compress:
         bitmap = read_bitmaps(disk)[0]
         places = [(0, 512), (header.l1_offset, 64), (header.refcount_table_offset, 16), (header.snapshots_offset, 96)]
         places += [(entry & (1 << 56) - 512, 4096) for entry in disk.tables.l1 if entry]
-        places += [(bitmap.table_offset, 16), (int.from_bytes(header.extension(0x23852875) or b"", "big") & ~0, 64)]
-        directory = int.from_bytes((header.extension(0x23852875) or b"")[16:24], "big")
-        places[-1] = (directory, 64)
-        places.append((int.from_bytes(path.read_bytes()[header.refcount_table_offset :][:8], "big"), 512))
+        block = int.from_bytes(path.read_bytes()[header.refcount_table_offset :][:8], "big")
+        places += [(bitmap.table_offset, 16), (directory_place(disk)[0], 64), (block, 512)]
     whole = path.read_bytes()
-    maker = random.Random(repr((options, compress, SEED)))
-    slowest = 0.0
+    maker = random.Random(repr((options, compress)))
     refused = 0
-    for number in range(150):
+    for number in range(40):
         damaged = bytearray(whole)
         for _ in range(maker.randrange(1, 4)):
             start, length = maker.choice(places)
@@ -83,7 +85,6 @@ def test_damage_of_any_kind_ends_in_an_answer(options: dict[str, str], compress:
             )
             damaged[at : at + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "big")
         path.write_bytes(damaged)
-        started = time.monotonic()
         for is_writable, actions in ((False, READS), (True, maker.sample(CHANGES, 3))):
             for action in actions:
                 try:
@@ -94,7 +95,5 @@ def test_damage_of_any_kind_ends_in_an_answer(options: dict[str, str], compress:
                     assert "\n" not in str(error)
                 except Exception as error:
                     raise AssertionError(f"damage {number}: {error!r}") from error
-        slowest = max(slowest, time.monotonic() - started)
         assert path.stat().st_blocks * 512 < 64 << 20
-    assert refused > 50
-    print("SLOW", slowest)
+    assert refused > 15
