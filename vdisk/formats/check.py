@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +36,16 @@ class Finding(NamedTuple):
     fix: str | None = None
     """What a repair does about it; None when nothing can be done."""
     is_fixed: bool = False
+
+
+class Fault(NamedTuple):
+    """Something wrong, and what would mend it: what a format's check yields."""
+
+    severity: Severity
+    where: str
+    message: str
+    fix: str | None = None
+    mend: Callable[[], object] | None = None
 
 
 @dataclass(slots=True)
@@ -72,3 +83,32 @@ class CheckReport:
         if self.corruptions > self.corruptions_fixed:
             return 2
         return 3 if self.leaks > self.leaks_fixed else 0
+
+
+def mend_faults(
+    report: CheckReport,
+    steps: Iterable[Iterable[Fault]],
+    repair: Repair,
+    *,
+    begin: Callable[[], object],
+    settle: Callable[[], object],
+    prefix: str = "",
+) -> None:
+    """Report every fault of the `steps`, in their order, and mend those that `repair` allows as they are found.
+
+    `begin` is called before the first is mended, `settle` behind each step once any was: it brings what was mended to
+    the file, so that the next step sees it. `prefix` goes before the place of each finding.
+    """
+    has_begun = False
+    for faults in steps:
+        for fault in faults:
+            is_allowed = repair is Repair.ALL or (repair is Repair.LEAKS and fault.severity is Severity.LEAK)
+            mends = fault.mend is not None and is_allowed
+            if fault.mend is not None and mends:
+                if not has_begun:
+                    begin()
+                    has_begun = True
+                fault.mend()
+            report.add(Finding(fault.severity, prefix + fault.where, fault.message, fault.fix, mends))
+        if has_begun:
+            settle()

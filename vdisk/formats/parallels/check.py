@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from vdisk.errors import StorageError
-from vdisk.formats.check import CheckReport, Finding, Repair, Severity
+from vdisk.formats.check import CheckReport, Fault, Repair, Severity, mend_faults
 from vdisk.formats.parallels.bundle import BundleImage, BundleLayer
 from vdisk.formats.parallels.extension import read_features
 from vdisk.formats.parallels.hds import HdsImage
@@ -14,14 +13,6 @@ from vdisk.formats.parallels.image import ParallelsImage
 
 _COPY_BYTES = 1 << 20
 _PAGE_BYTES = 4096
-
-
-class _Fault(NamedTuple):
-    severity: Severity
-    where: str
-    message: str
-    fix: str | None = None
-    mend: Callable[[], None] | None = None
 
 
 def check(image: ParallelsImage, repair: Repair, *, dry_run: bool) -> CheckReport:
@@ -50,40 +41,26 @@ def _check_file(image: HdsImage, report: CheckReport, repair: Repair, *, is_mend
     header = image.header
     report.total_clusters = (report.total_clusters or 0) + header.bat_entries
     report.allocated_clusters = (report.allocated_clusters or 0) + header.bat_entries - image.table.count(0)
-    has_begun = False
-    for faults in (_header(image), _entries(image), _leaks(image)):
-        for fault in faults:
-            mends = (
-                is_mended
-                and fault.mend is not None
-                and (repair is Repair.ALL or (repair is Repair.LEAKS and fault.severity is Severity.LEAK))
-            )
-            if mends:
-                assert fault.mend is not None
-                if not has_begun:
-                    image.begin_session()
-                    has_begun = True
-                fault.mend()
-            report.add(Finding(fault.severity, prefix + fault.where, fault.message, fault.fix, mends))
-        if has_begun:
-            image.settle()
+    allowed = repair if is_mended else Repair.NONE
+    steps = (_header(image), _entries(image), _leaks(image))
+    mend_faults(report, steps, allowed, begin=image.begin_session, settle=image.settle, prefix=prefix)
     end = min(int(image.places().ends.max()), image.storage.size)
     report.image_end_offset = max(report.image_end_offset or 0, end)
 
 
-def _header(image: HdsImage) -> Iterator[_Fault]:
+def _header(image: HdsImage) -> Iterator[Fault]:
     """What `begin_session` and the closing behind it put right."""
     header = image.header
     if image.is_dirty:
         message = "says that the image is in use: it was not closed"
-        yield _Fault(Severity.LEAK, "header", message, "closed", lambda: None)
+        yield Fault(Severity.LEAK, "header", message, "closed", lambda: None)
     if header.extension_sector:
         cluster = image.storage.read(header.extension_offset, header.cluster_bytes)
         if read_features(image.name, cluster) is None:
-            yield _Fault(Severity.CORRUPTION, "format extension", "is damaged", "dropped", lambda: None)
+            yield Fault(Severity.CORRUPTION, "format extension", "is damaged", "dropped", lambda: None)
 
 
-def _entries(image: HdsImage) -> Iterator[_Fault]:
+def _entries(image: HdsImage) -> Iterator[Fault]:
     """Entries that name no place, or another cluster's."""
     places = image.places()
     size = image.storage.size
@@ -95,24 +72,24 @@ def _entries(image: HdsImage) -> Iterator[_Fault]:
         is_cluster = cluster >= 0
         message = f"expected a place in the file of {size} bytes, found {host}"
         fix = "not allocated any more" if is_cluster else None
-        yield _Fault(Severity.CORRUPTION, name, message, fix, clear if is_cluster else None)
+        yield Fault(Severity.CORRUPTION, name, message, fix, clear if is_cluster else None)
     for overlap in places.overlaps():
         if overlap.offset >= size:
             continue
         cluster = overlap.other_block if overlap.other_block >= 0 else overlap.one_block
         message = f"shares the file's offset {overlap.offset} with {overlap.one}"
         if cluster < 0:
-            yield _Fault(Severity.CORRUPTION, overlap.other, message)
+            yield Fault(Severity.CORRUPTION, overlap.other, message)
             continue
 
         def separate(cluster: int = cluster) -> None:
             _move_cluster(image, cluster)
 
         fix = f"cluster {cluster} gets a copy of its own"
-        yield _Fault(Severity.CORRUPTION, overlap.other, message, fix, separate)
+        yield Fault(Severity.CORRUPTION, overlap.other, message, fix, separate)
 
 
-def _leaks(image: HdsImage) -> Iterator[_Fault]:
+def _leaks(image: HdsImage) -> Iterator[Fault]:
     """Space that nothing refers to, and that takes room: holes in the file do not."""
     for start, end in list(image.places().free_ranges()):
         stop = min(end, image.storage.size)
@@ -129,7 +106,7 @@ def _leaks(image: HdsImage) -> Iterator[_Fault]:
                 image.storage.zero(start, stop - start)
 
         message = f"{held} bytes that nothing refers to"
-        yield _Fault(Severity.LEAK, f"offsets {start} to {stop}", message, "given back", release)
+        yield Fault(Severity.LEAK, f"offsets {start} to {stop}", message, "given back", release)
 
 
 def _move_cluster(image: HdsImage, cluster: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vdisk.errors import StorageError
-from vdisk.formats.check import CheckReport, Finding, Repair, Severity
+from vdisk.formats.check import CheckReport, Fault, Repair, Severity, mend_faults
 from vdisk.formats.vdi.header import FREE, NULL_UUID, ZERO
 
 if TYPE_CHECKING:
@@ -15,16 +15,6 @@ if TYPE_CHECKING:
 
 _COPY_BYTES = 1 << 20
 _BATCH_BLOCKS = 64
-
-
-class _Fault(NamedTuple):
-    """Something wrong, and what would mend it."""
-
-    severity: Severity
-    where: str
-    message: str
-    fix: str | None = None
-    mend: Callable[[], None] | None = None
 
 
 def check(image: VdiImage, repair: Repair, *, dry_run: bool) -> CheckReport:
@@ -37,28 +27,14 @@ def check(image: VdiImage, repair: Repair, *, dry_run: bool) -> CheckReport:
         raise StorageError(image.name, "repair", "opened read-only")
     report = CheckReport(total_clusters=len(image.table))
     report.allocated_clusters = len(image.table) - image.table.count(FREE) - image.table.count(ZERO)
-    has_begun = False
-    for step in (_uuids, _entries, _count, _slots):
-        for fault in step(image):
-            mends = (
-                fault.mend is not None
-                and not dry_run
-                and (repair is Repair.ALL or (repair is Repair.LEAKS and fault.severity is Severity.LEAK))
-            )
-            if mends:
-                assert fault.mend is not None
-                if not has_begun:
-                    image.begin_session(of_data=False)
-                    has_begun = True
-                fault.mend()
-            report.add(Finding(fault.severity, fault.where, fault.message, fault.fix, mends))
-        if has_begun:
-            image.settle()
+    allowed = Repair.NONE if dry_run else repair
+    steps = [step(image) for step in (_uuids, _entries, _count, _slots)]
+    mend_faults(report, steps, allowed, begin=lambda: image.begin_session(of_data=False), settle=image.settle)
     report.image_end_offset = min(int(image.places().ends.max()), image.storage.size)
     return report
 
 
-def _uuids(image: VdiImage) -> Iterator[_Fault]:
+def _uuids(image: VdiImage) -> Iterator[Fault]:
     header = image.header
     for name in ("uuid", "modification_uuid"):
         if getattr(header, name) == NULL_UUID:
@@ -68,12 +44,12 @@ def _uuids(image: VdiImage) -> Iterator[_Fault]:
                 header.write(image.storage)
 
             message = "is null, which VirtualBox refuses"
-            yield _Fault(Severity.CORRUPTION, name.replace("_", " "), message, "a new one", mend)
+            yield Fault(Severity.CORRUPTION, name.replace("_", " "), message, "a new one", mend)
     if header.has_parent and header.parent_uuid == NULL_UUID:
-        yield _Fault(Severity.CORRUPTION, "parent UUID", "is null in a differencing image")
+        yield Fault(Severity.CORRUPTION, "parent UUID", "is null in a differencing image")
 
 
-def _entries(image: VdiImage) -> Iterator[_Fault]:
+def _entries(image: VdiImage) -> Iterator[Fault]:
     """Entries that name no place in the file, or another block's."""
     size = image.storage.size
     for name, offset, block in image.places().beyond_end():
@@ -83,7 +59,7 @@ def _entries(image: VdiImage) -> Iterator[_Fault]:
 
         is_block = block >= 0
         message = f"expected a place in the file of {size} bytes, found {offset}"
-        yield _Fault(
+        yield Fault(
             Severity.CORRUPTION,
             _entry(name),
             message,
@@ -96,20 +72,20 @@ def _entries(image: VdiImage) -> Iterator[_Fault]:
         message = f"shares the file's offset {overlap.offset} with {_entry(overlap.one)}"
         block = overlap.other_block if overlap.other_block >= 0 else overlap.one_block
         if block < 0:
-            yield _Fault(Severity.CORRUPTION, _entry(overlap.other), message)
+            yield Fault(Severity.CORRUPTION, _entry(overlap.other), message)
             continue
 
         def separate(block: int = block) -> None:
             copy_block(image, block, image.take_slot())
 
         fix = f"block {block} gets a copy of its own"
-        yield _Fault(Severity.CORRUPTION, _entry(overlap.other), message, fix, separate)
+        yield Fault(Severity.CORRUPTION, _entry(overlap.other), message, fix, separate)
     used = image.used_slots()
     end = image.header.data_offset + (int(used[-1]) + 1 if len(used) else 0) * image.header.stride_bytes
     if len(used) and end > image.storage.size:
         message = f"ends {end - image.storage.size} bytes before its last block does"
         fix = "what is missing reads as zeros"
-        yield _Fault(Severity.CORRUPTION, "file", message, fix, lambda: image.lengthen(end))
+        yield Fault(Severity.CORRUPTION, "file", message, fix, lambda: image.lengthen(end))
 
 
 def _entry(name: str) -> str:
@@ -117,16 +93,16 @@ def _entry(name: str) -> str:
     return name.replace("BAT entry of block", "block map entry")
 
 
-def _count(image: VdiImage) -> Iterator[_Fault]:
+def _count(image: VdiImage) -> Iterator[Fault]:
     used = len(image.table) - image.table.count(FREE) - image.table.count(ZERO)
     stated = image.header.allocated_count
     if stated != used:
         severity = Severity.CORRUPTION if stated < used else Severity.LEAK
         message = f"expected {used}, as the block map has it, found {stated}"
-        yield _Fault(severity, "blocks allocated", message, "set right", image.write_count)
+        yield Fault(severity, "blocks allocated", message, "set right", image.write_count)
 
 
-def _slots(image: VdiImage) -> Iterator[_Fault]:
+def _slots(image: VdiImage) -> Iterator[Fault]:
     """Slots that no block has, and what follows the last block."""
     used = image.used_slots()
     slots = int(used[-1]) + 1 if len(used) else 0
@@ -141,9 +117,9 @@ def _slots(image: VdiImage) -> Iterator[_Fault]:
     else:
         return
     if any(image.places().overlaps()):  # blocks that share a slot must be told apart before one moves
-        yield _Fault(Severity.LEAK, where, message)
+        yield Fault(Severity.LEAK, where, message)
     else:
-        yield _Fault(Severity.LEAK, where, message, fix, lambda: compact(image))
+        yield Fault(Severity.LEAK, where, message, fix, lambda: compact(image))
 
 
 def copy_block(image: VdiImage, block: int, slot: int) -> None:

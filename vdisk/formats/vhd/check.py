@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vdisk.errors import StorageError
-from vdisk.formats.check import CheckReport, Finding, Repair, Severity
+from vdisk.formats.check import CheckReport, Fault, Repair, Severity, mend_faults
 from vdisk.formats.vhd.footer import FIXED, FOOTER_BYTES, SECTOR_BYTES
 from vdisk.formats.vhd.header import FREE, NO_PARENT
 from vdisk.formats.vhd.parent import read_locators
@@ -18,16 +18,6 @@ _COPY_BYTES = 1 << 20
 _PAGE_BYTES = 4096
 """Less than a file system's block cannot be given back."""
 _WINDOW_BYTES = 1 << 20
-
-
-class _Fault(NamedTuple):
-    """Something wrong, and what would mend it."""
-
-    severity: Severity
-    where: str
-    message: str
-    fix: str | None = None
-    mend: Callable[[], None] | None = None
 
 
 def check(image: VhdImage, repair: Repair, *, dry_run: bool) -> CheckReport:
@@ -48,28 +38,14 @@ def check(image: VhdImage, repair: Repair, *, dry_run: bool) -> CheckReport:
     is_sound = image.footer.is_sound and (header is None or header.is_sound)
     if not is_sound and repair is Repair.LEAKS:
         repair = Repair.NONE
-    has_begun = False
-    for step in steps:
-        for fault in step(image):
-            mends = (
-                fault.mend is not None
-                and not dry_run
-                and (repair is Repair.ALL or (repair is Repair.LEAKS and fault.severity is Severity.LEAK))
-            )
-            if mends:
-                assert fault.mend is not None
-                if not has_begun:
-                    image.begin_session(of_data=False)
-                    has_begun = True
-                fault.mend()
-            report.add(Finding(fault.severity, fault.where, fault.message, fault.fix, mends))
-        if has_begun:
-            image.settle()
+    allowed = Repair.NONE if dry_run else repair
+    found = [step(image) for step in steps]
+    mend_faults(report, found, allowed, begin=lambda: image.begin_session(of_data=False), settle=image.settle)
     report.image_end_offset = image.tail_offset + FOOTER_BYTES
     return report
 
 
-def _footers(image: VhdImage) -> Iterator[_Fault]:
+def _footers(image: VhdImage) -> Iterator[Fault]:
     """The footer at the end and its copy: `begin_session` writes both."""
     found, footer = image.footers, image.footer
 
@@ -77,34 +53,32 @@ def _footers(image: VhdImage) -> Iterator[_Fault]:
         pass
 
     if not footer.is_sound:
-        yield _Fault(Severity.CORRUPTION, "footer", "its checksum is wrong", "computed anew", nothing)
+        yield Fault(Severity.CORRUPTION, "footer", "its checksum is wrong", "computed anew", nothing)
         return
     is_fixed = footer.disk_type == FIXED
     for name, one in (("footer at the end", found.tail), *([] if is_fixed else [("footer copy", found.front)])):
         if one is None or not one.is_sound:
-            yield _Fault(Severity.LEAK, name, "is damaged; the other one serves", "written anew", nothing)
+            yield Fault(Severity.LEAK, name, "is damaged; the other one serves", "written anew", nothing)
         elif one.to_bytes() != footer.to_bytes():
-            yield _Fault(Severity.LEAK, name, "is not the same as the other one", "written anew", nothing)
+            yield Fault(Severity.LEAK, name, "is not the same as the other one", "written anew", nothing)
     if found.is_old:
-        yield _Fault(Severity.LEAK, "footer at the end", "has 511 bytes, as old programs wrote it", "512", nothing)
+        yield Fault(Severity.LEAK, "footer at the end", "has 511 bytes, as old programs wrote it", "512", nothing)
 
 
-def _header(image: VhdImage) -> Iterator[_Fault]:
+def _header(image: VhdImage) -> Iterator[Fault]:
     header = image.header
     assert header is not None
     if not header.is_sound:
-        yield _Fault(
-            Severity.CORRUPTION, "dynamic header", "its checksum is wrong", "computed anew", image.write_header
-        )
+        yield Fault(Severity.CORRUPTION, "dynamic header", "its checksum is wrong", "computed anew", image.write_header)
     if not image.is_differencing:
         return
     if header.parent_unique_id == NO_PARENT:
-        yield _Fault(Severity.CORRUPTION, "dynamic header", "a differencing disk names no parent's identity")
+        yield Fault(Severity.CORRUPTION, "dynamic header", "a differencing disk names no parent's identity")
     if not read_locators(image.storage, header) and not header.parent_name:
-        yield _Fault(Severity.CORRUPTION, "parent locators", "a differencing disk says nowhere where its parent is")
+        yield Fault(Severity.CORRUPTION, "parent locators", "a differencing disk says nowhere where its parent is")
 
 
-def _entries(image: VhdImage) -> Iterator[_Fault]:
+def _entries(image: VhdImage) -> Iterator[Fault]:
     """Entries that name no place in the file, another block's, or that are behind the disk's end."""
     places, size = image.places(), image.storage.size
     for name, offset, block in places.beyond_end():
@@ -115,7 +89,7 @@ def _entries(image: VhdImage) -> Iterator[_Fault]:
         is_block = block >= 0
         message = f"expected a place in the file of {size} bytes, found {offset}"
         fix = "not allocated any more" if is_block else None
-        yield _Fault(Severity.CORRUPTION, name, message, fix, clear if is_block else None)
+        yield Fault(Severity.CORRUPTION, name, message, fix, clear if is_block else None)
     yield from _overlaps(image)
     end = image.tail_offset if image.footers.tail is not None else size
     for block, host in _cut_blocks(image, end):
@@ -124,11 +98,11 @@ def _entries(image: VhdImage) -> Iterator[_Fault]:
             image.extend(max(0, host + image.place_bytes - image.tail_offset))
 
         message = f"is cut off by the file's end at {end}"
-        yield _Fault(Severity.CORRUPTION, f"block {block}", message, "what is missing reads as zeros", lengthen)
+        yield Fault(Severity.CORRUPTION, f"block {block}", message, "what is missing reads as zeros", lengthen)
     yield from _entries_behind(image)
 
 
-def _overlaps(image: VhdImage) -> Iterator[_Fault]:
+def _overlaps(image: VhdImage) -> Iterator[Fault]:
     size = image.storage.size
     for overlap in image.places().overlaps():
         if overlap.offset >= size:
@@ -136,13 +110,13 @@ def _overlaps(image: VhdImage) -> Iterator[_Fault]:
         message = f"shares the file's offset {overlap.offset} with {overlap.one}"
         block = overlap.other_block if overlap.other_block >= 0 else overlap.one_block
         if block < 0:
-            yield _Fault(Severity.CORRUPTION, overlap.other, message)
+            yield Fault(Severity.CORRUPTION, overlap.other, message)
             continue
 
         def separate(block: int = block) -> None:
             _move_block(image, block)
 
-        yield _Fault(Severity.CORRUPTION, overlap.other, message, f"block {block} gets a copy of its own", separate)
+        yield Fault(Severity.CORRUPTION, overlap.other, message, f"block {block} gets a copy of its own", separate)
 
 
 def _cut_blocks(image: VhdImage, end: int) -> Iterator[tuple[int, int]]:
@@ -158,7 +132,7 @@ def _cut_blocks(image: VhdImage, end: int) -> Iterator[tuple[int, int]]:
         yield block, int(starts[block])
 
 
-def _entries_behind(image: VhdImage) -> Iterator[_Fault]:
+def _entries_behind(image: VhdImage) -> Iterator[Fault]:
     """A BAT may have more entries than the disk has blocks; those hold nothing."""
     header = image.header
     assert header is not None
@@ -175,10 +149,10 @@ def _entries_behind(image: VhdImage) -> Iterator[_Fault]:
         for offset in range(start, end, _WINDOW_BYTES):
             image.storage.write(offset, b"\xff" * min(_WINDOW_BYTES, end - offset))
 
-    yield _Fault(Severity.LEAK, "BAT", f"{used} entries behind the disk's end are in use", "freed", clear)
+    yield Fault(Severity.LEAK, "BAT", f"{used} entries behind the disk's end are in use", "freed", clear)
 
 
-def _leaks(image: VhdImage) -> Iterator[_Fault]:
+def _leaks(image: VhdImage) -> Iterator[Fault]:
     """Space that nothing refers to, and that takes room: holes in the file do not."""
     for start, end in list(image.places().free_ranges()):
         first, stop = -(-start // _PAGE_BYTES) * _PAGE_BYTES, min(end, image.storage.size)
@@ -197,7 +171,7 @@ def _leaks(image: VhdImage) -> Iterator[_Fault]:
                 image.storage.zero(first, stop - first)
 
         message = f"{held} bytes that nothing refers to"
-        yield _Fault(Severity.LEAK, f"offsets {first} to {stop}", message, "given back", release)
+        yield Fault(Severity.LEAK, f"offsets {first} to {stop}", message, "given back", release)
 
 
 def _move_block(image: VhdImage, block: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vdisk.errors import StorageError
-from vdisk.formats.check import CheckReport, Finding, Repair, Severity
+from vdisk.formats.check import CheckReport, Fault, Repair, Severity, mend_faults
 from vdisk.formats.vhdx import structs
 from vdisk.formats.vhdx.header import is_sealed, read_headers
 from vdisk.formats.vhdx.places import block_windows, survey_places
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 _COPY_BYTES = MIB
 
 
-class _Fault(NamedTuple):
-    """Something wrong, and what would mend it."""
-
-    severity: Severity
-    where: str
-    message: str
-    fix: str | None = None
-    mend: Callable[[], None] | None = None
-
-
 def check(image: VhdxImage, repair: Repair, *, dry_run: bool) -> CheckReport:
     """Hold headers, region tables, log and BAT against one another and the file.
 
@@ -43,23 +33,9 @@ def check(image: VhdxImage, repair: Repair, *, dry_run: bool) -> CheckReport:
     report = CheckReport(total_clusters=image.metadata.block_count, allocated_clusters=_allocated(image))
     if repair is not Repair.NONE and not dry_run and not image.writable:
         raise StorageError(image.name, "repair", "opened read-only")
-    has_begun = False
-    for faults in (_copies(image), _log(image), _entries(image), _places(image)):
-        for fault in faults:
-            mends = (
-                fault.mend is not None
-                and not dry_run
-                and (repair is Repair.ALL or (repair is Repair.LEAKS and fault.severity is Severity.LEAK))
-            )
-            if mends:
-                assert fault.mend is not None
-                if not has_begun:
-                    image.begin_session(of_data=False)
-                    has_begun = True
-                fault.mend()
-            report.add(Finding(fault.severity, fault.where, fault.message, fault.fix, mends))
-        if has_begun:
-            image.settle()
+    allowed = Repair.NONE if dry_run else repair
+    steps = (_copies(image), _log(image), _entries(image), _places(image))
+    mend_faults(report, steps, allowed, begin=lambda: image.begin_session(of_data=False), settle=image.settle)
     places = survey_places(image)
     report.image_end_offset = min(int(places.ends.max()), image.storage.size)
     return report
@@ -72,11 +48,11 @@ def _allocated(image: VhdxImage) -> int:
     return count
 
 
-def _copies(image: VhdxImage) -> Iterator[_Fault]:
+def _copies(image: VhdxImage) -> Iterator[Fault]:
     """The two headers and the two region tables: `begin_session` writes both headers anyway."""
     for index, header in enumerate(read_headers(image.storage)):
         if header is None:
-            yield _Fault(
+            yield Fault(
                 Severity.LEAK,
                 f"header {index + 1}",
                 "is damaged; the other one serves",
@@ -91,20 +67,20 @@ def _copies(image: VhdxImage) -> Iterator[_Fault]:
             def mend(offset: int = structs.REGION_OFFSETS[index]) -> None:
                 image.storage.write(offset, good)
 
-            yield _Fault(
+            yield Fault(
                 Severity.LEAK, f"region table {index + 1}", "is damaged; the other one serves", "written anew", mend
             )
 
 
-def _log(image: VhdxImage) -> Iterator[_Fault]:
+def _log(image: VhdxImage) -> Iterator[Fault]:
     if image.log_waits:
-        yield _Fault(Severity.LEAK, "log", "holds changes that are not in place yet", "replayed", lambda: None)
+        yield Fault(Severity.LEAK, "log", "holds changes that are not in place yet", "replayed", lambda: None)
     elif image.log_is_lost:
         message = "is said to be in use and holds no whole entry"
-        yield _Fault(Severity.CORRUPTION, "log", message, "emptied", lambda: None)
+        yield Fault(Severity.CORRUPTION, "log", message, "emptied", lambda: None)
 
 
-def _entries(image: VhdxImage) -> Iterator[_Fault]:
+def _entries(image: VhdxImage) -> Iterator[Fault]:
     """States that cannot be, and places that cannot be there."""
     import numpy
 
@@ -124,23 +100,23 @@ def _entries(image: VhdxImage) -> Iterator[_Fault]:
 
             if state == ZERO:
                 message = f"a block of zeros keeps the place {entry & OFFSET_MASK}, which Hyper-V refuses"
-                yield _Fault(Severity.LEAK, where, message, "place given up", put(ZERO))
+                yield Fault(Severity.LEAK, where, message, "place given up", put(ZERO))
             elif state == 4 or entry < MIB:
                 message = f"expected a state and a place that fit, found {entry:#x}"
-                yield _Fault(Severity.CORRUPTION, where, message, "reads as zeros", put(ZERO))
+                yield Fault(Severity.CORRUPTION, where, message, "reads as zeros", put(ZERO))
             else:
                 message = "is partially present, and the file has no parent"
                 new = (entry & OFFSET_MASK) | FULLY_PRESENT
-                yield _Fault(Severity.CORRUPTION, where, message, "wholly present", put(new))
+                yield Fault(Severity.CORRUPTION, where, message, "wholly present", put(new))
         if has_parent:
             for index in numpy.flatnonzero(states == PARTIALLY_PRESENT).tolist():
                 block = first + index
                 if table.bitmap(block // image.metadata.chunk_blocks) & STATE_MASK != structs.BITMAP_PRESENT:
                     message = "is partially present, and has no sector bitmap"
-                    yield _Fault(Severity.CORRUPTION, f"BAT entry of block {block}", message)
+                    yield Fault(Severity.CORRUPTION, f"BAT entry of block {block}", message)
 
 
-def _places(image: VhdxImage) -> Iterator[_Fault]:
+def _places(image: VhdxImage) -> Iterator[Fault]:
     """Parts that overlap or lie outside the file, and space that nothing refers to."""
     places = survey_places(image)
     file_bytes = image.storage.size
@@ -152,22 +128,22 @@ def _places(image: VhdxImage) -> Iterator[_Fault]:
 
         is_block = block >= 0
         fix = "reads as zeros" if is_block else None
-        yield _Fault(Severity.CORRUPTION, name, message, fix, clear if is_block else None)
+        yield Fault(Severity.CORRUPTION, name, message, fix, clear if is_block else None)
     for overlap in places.overlaps():
         message = f"shares the file's offset {overlap.offset} with {overlap.one}"
         block = overlap.other_block if overlap.other_block >= 0 else overlap.one_block
         if block < 0 or overlap.offset >= file_bytes:
-            yield _Fault(Severity.CORRUPTION, overlap.other, message)
+            yield Fault(Severity.CORRUPTION, overlap.other, message)
             continue
 
         def separate(block: int = block) -> None:
             _move_block(image, block)
 
-        yield _Fault(Severity.CORRUPTION, overlap.other, message, f"block {block} gets a copy of its own", separate)
+        yield Fault(Severity.CORRUPTION, overlap.other, message, f"block {block} gets a copy of its own", separate)
     yield from _leaks(image)
 
 
-def _leaks(image: VhdxImage) -> Iterator[_Fault]:
+def _leaks(image: VhdxImage) -> Iterator[Fault]:
     """Space that nothing refers to, and that takes room: holes in the file do not."""
     places = survey_places(image)
     for start, end in places.free_ranges():
@@ -184,7 +160,7 @@ def _leaks(image: VhdxImage) -> Iterator[_Fault]:
                 image.storage.zero(start, stop - start)
 
         message = f"{held} bytes that nothing refers to"
-        yield _Fault(Severity.LEAK, f"offsets {start} to {stop}", message, "given back", release)
+        yield Fault(Severity.LEAK, f"offsets {start} to {stop}", message, "given back", release)
 
 
 def _move_block(image: VhdxImage, block: int) -> None:
