@@ -10,7 +10,7 @@ from vdisk.block.extent import Extent, Kind, coalesce
 from vdisk.errors import Corrupt
 from vdisk.formats.holes import with_holes
 from vdisk.formats.image import Image
-from vdisk.formats.runs import runs_of
+from vdisk.formats.runs import numpy_pays, runs_of
 from vdisk.formats.vhdx import structs
 from vdisk.formats.vhdx.header import RegionTable
 from vdisk.formats.vhdx.metadata import Metadata
@@ -26,8 +26,8 @@ from vdisk.formats.vhdx.structs import (
 from vdisk.formats.vhdx.tables import BlockTable, PageCache, SectorBitmap, host_of
 from vdisk.storage.base import Storage
 
-_FEW_BLOCKS = 64
-"""Runs of fewer blocks are walked in Python: numpy would cost more than it gains."""
+_BLOCK_WEIGHT = 32
+"""How many times the work of an entry of other tables it is to walk a block in Python."""
 _WINDOW_BLOCKS = 1 << 18
 
 
@@ -119,7 +119,7 @@ class VhdxBlocks(StorageDevice, Image):
         end, shift = offset + length, self._block_shift
         last = (end - 1) >> shift
         block = offset >> shift
-        if last - block < _FEW_BLOCKS:
+        if not numpy_pays(_BLOCK_WEIGHT * (last + 1 - block)):
             while offset < end:
                 part = min(end, (block + 1) << shift) - offset
                 yield from self._block_extents(block, self.table.payload(block), offset, part)

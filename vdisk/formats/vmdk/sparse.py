@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from vdisk.block.device import BlockDevice, StorageDevice
 from vdisk.block.extent import Encoded, Extent, Kind
@@ -20,9 +19,6 @@ from vdisk.formats.vmdk import structs
 from vdisk.formats.vmdk.header import SparseLayout
 from vdisk.formats.vmdk.structs import SECTOR_BYTES
 from vdisk.storage.base import Storage
-
-if TYPE_CHECKING:
-    import numpy
 
 ZERO_GRAIN = 1
 """The entry of a grain that reads as zeros, where the header's flag allows it."""
@@ -151,11 +147,11 @@ class SparseExtent(StorageDevice):
             grain += count
 
     def _runs(
-        self, table: array[int] | numpy.ndarray, slot: int, count: int, base: int, offset: int, end: int
+        self, table: array[int], slot: int, count: int, base: int, offset: int, end: int
     ) -> Iterator[Extent]:
         """The extents of `count` entries from `slot`, clipped to [offset, end); slot 0 is grain `base`."""
         grain_bytes, grain_sectors = self._grain_bytes, self.layout.grain_sectors
-        for first, run, entry in runs_of(table, slot, count, grain_sectors, 0, ZERO_GRAIN):  # type: ignore[arg-type]
+        for first, run, entry in runs_of(table, slot, count, grain_sectors, 0, ZERO_GRAIN):
             guest = (base + first) * grain_bytes
             start, stop = max(offset, guest), min(end, guest + run * grain_bytes)
             if entry == 0:
@@ -237,12 +233,8 @@ class SparseExtent(StorageDevice):
 
     def _neighbours(self, index: int, most: int) -> int:
         """How many tables from `index` on are all missing, or lie one behind the other in the file."""
-        import numpy
-
-        entries = numpy.frombuffer(self.directory, dtype=numpy.uint32)[index : index + most].astype(numpy.int64)
-        step = 0 if entries[0] == 0 else self.layout.table_sectors
-        breaks = numpy.flatnonzero(numpy.diff(entries) != step)
-        return int(breaks[0]) + 1 if len(breaks) else len(entries)
+        step = 0 if self.directory[index] == 0 else self.layout.table_sectors
+        return next(iter(runs_of(self.directory, index, most, step, 0, 0))).length
 
     def _touches_new(self, index: int, count: int) -> bool:
         return any(index <= new < index + count for new in self._new_tables)
@@ -256,8 +248,6 @@ class SparseExtent(StorageDevice):
             yield from self._many(offset, end - offset)
             return
         self._read_table(index + count - 1, self.directory[index + count - 1])  # the last one lies inside the file
-        import numpy
-
         for start, length, is_data in self.storage.segments(at, count * table_bytes):
             # Entries, not tables: a hole may begin inside a table.
             first, stop = (start - at) // 4, (start - at + length) // 4
@@ -275,7 +265,7 @@ class SparseExtent(StorageDevice):
                     return
                 if guest + piece_count * self._grain_bytes <= offset:
                     continue
-                entries = numpy.frombuffer(self.storage.read(at + 4 * piece, 4 * piece_count), dtype="<u4")
+                entries = _entries(self.storage.read(at + 4 * piece, 4 * piece_count))
                 skip = max(0, (offset - guest) // self._grain_bytes)
                 keep = min(piece_count, -(-(end - guest) // self._grain_bytes))
                 yield from self._runs(entries, skip, keep - skip, base + piece, offset, end)
