@@ -264,10 +264,8 @@ class TestPlan:
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhd", "raw"])
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "raw"])  # VHD ends at 2040 GiB
 def test_eight_tebibytes_of_nothing_go_fast_and_small(kind: str, tmp_path: Path) -> None:
-    if kind == "vhd":
-        pytest.skip("VHD ends at 2040 GiB")
     path = tmp_path / "huge.qcow2"
     formats.create(path, "8T")
     with formats.open(path, writable=True) as disk:
