@@ -7,13 +7,14 @@
 The command runs in a copy of the repository as it is at the start, which can't be written; /images is the folder that
 `--images` names, /exchange one that can be written (`--exchange`, by default a temporary folder). What the command
 prints comes out here as it is printed, and its exit code is this program's. 124: the time limit has passed. 125: the
-lab itself failed; then the end of its console is shown. The lab is built by the first run (scripts/lab/build.py), as
-root.
+lab itself failed; then the end of its console is shown. 126: it stalled, `--again` notwithstanding. The lab is built
+by the first run (scripts/lab/build.py), as root.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import shlex
@@ -37,6 +38,9 @@ import debian_disk  # noqa: E402
 
 EXIT_TIME_LIMIT = 124
 EXIT_LAB_FAILED = 125
+EXIT_STALLED = 126
+STALL_SECONDS = 60.0
+"""QEMU has used no processor time at all for so long: even an idle lab ticks."""
 
 
 def say(text: str) -> None:
@@ -57,7 +61,9 @@ def qemu_command(lab: Path, *, repository: Path, exchange: Path, images: Path, c
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,svm=on,npt=on"]
     command += ["-smp", str(cpus), "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(lab / "vmlinuz"), "-initrd", str(lab / "initrd")]
-    command += ["-append", "root=/dev/vda rw init=/lab-init console=ttyS0,115200 panic=-1 loglevel=5 mitigations=off"]
+    # A periodic tick: with one-shot timers the emulated machine, when starved, has lost one and slept on for good.
+    append = "root=/dev/vda rw init=/lab-init console=ttyS0,115200 panic=-1 loglevel=5 mitigations=off"
+    command += ["-append", f"{append} nohz=off highres=off"]
     command += ["-drive", f"file={lab / 'root.raw'},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     shares = {
         "exchange": (exchange, ""),
@@ -100,27 +106,44 @@ def run(
         return _boot(qemu_command(lab, **folders, cpus=cpus, memory_mib=memory_mib), exchange, time_limit)
 
 
+def _cpu_ticks(pid: int) -> int:
+    """The processor time that a process has used, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _watch(process: subprocess.Popen[bytes], time_limit: float, ended: threading.Event, why: list[int]) -> None:
+    """Ends QEMU, and says why, when its time is up or when it has slept for so long that it will not wake again."""
+    deadline = time.monotonic() + time_limit
+    ticks, moved_at = -1, time.monotonic()
+    while not ended.wait(2):
+        now = time.monotonic()
+        with contextlib.suppress(OSError):
+            if (used := _cpu_ticks(process.pid)) != ticks:
+                ticks, moved_at = used, now
+        if now >= deadline or now - moved_at >= STALL_SECONDS:
+            why.append(EXIT_TIME_LIMIT if now >= deadline else EXIT_STALLED)
+            process.kill()
+            return
+
+
 def _boot(qemu: list[str], exchange: Path, time_limit: float) -> int:
     status_file = exchange / "status"
     status_file.unlink(missing_ok=True)
     start = time.monotonic()
     process = subprocess.Popen(qemu, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    timed_out = threading.Event()
-
-    def end() -> None:
-        timed_out.set()
-        process.kill()
-
-    timer = threading.Timer(time_limit, end)
-    timer.start()
+    ended = threading.Event()
+    why: list[int] = []
+    watcher = threading.Thread(target=_watch, args=(process, time_limit, ended, why), daemon=True)
+    watcher.start()
     try:
         while chunk := os.read(process.stdout.fileno(), 65536):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
         process.wait()
     finally:
-        timer.cancel()
+        ended.set()
         process.kill()
         process.wait()
     seconds = time.monotonic() - start
@@ -130,9 +153,13 @@ def _boot(qemu: list[str], exchange: Path, time_limit: float) -> int:
     console = exchange / "console.log"
     tail = console.read_bytes()[-3000:].decode(errors="replace") if console.is_file() else ""
     say(f"the end of the lab's console:\n{tail}")
-    if timed_out.is_set():
+    if EXIT_TIME_LIMIT in why:
         say(f"stopped: the time limit of {time_limit:.0f} s has passed")
         return EXIT_TIME_LIMIT
+    if EXIT_STALLED in why:
+        asleep = seconds - STALL_SECONDS
+        say(f"a fault of the lab: the emulated machine fell asleep after {asleep:.0f} s and did not wake")
+        return EXIT_STALLED
     say(f"QEMU ended after {seconds:.0f} s (exit code {process.returncode}) and the command left no exit code")
     return EXIT_LAB_FAILED
 
@@ -141,6 +168,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time-limit", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument("--again", type=int, default=1, metavar="N", help="starts anew after the lab has stalled (1)")
     parser.add_argument("--images", type=Path, help="the folder to be shared as /images (default: the cache)")
     parser.add_argument("--exchange", type=Path, help="the folder to be shared as /exchange, to keep")
     parser.add_argument("--cpus", type=int, default=1, help="more than one has been seen to be unreliable")
@@ -154,15 +182,21 @@ def main() -> int:
         exchange: Path = arguments.exchange or Path(temporary)
         exchange.mkdir(parents=True, exist_ok=True)
         try:
-            return run(
-                arguments.command,
-                images=(arguments.images or debian_disk.cache_folder()).resolve(),
-                exchange=exchange.resolve(),
-                time_limit=arguments.time_limit,
-                cpus=arguments.cpus,
-                memory_mib=arguments.memory,
-                environment=arguments.env,
-            )
+            for attempt in range(1 + arguments.again):
+                if attempt:
+                    say("once more from the start")
+                status = run(
+                    arguments.command,
+                    images=(arguments.images or debian_disk.cache_folder()).resolve(),
+                    exchange=exchange.resolve(),
+                    time_limit=arguments.time_limit,
+                    cpus=arguments.cpus,
+                    memory_mib=arguments.memory,
+                    environment=arguments.env,
+                )
+                if status != EXIT_STALLED:
+                    return status
+            return EXIT_STALLED
         except debian_disk.BuildError as error:
             say(str(error))
             return EXIT_LAB_FAILED

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 LOGIN = "debian ttyS0"
 LIMIT_SECONDS = 600.0
+PATIENCE_SECONDS = 30.0
+"""getty throws away what is typed while it sets up the line."""
 DD = "dd if=/dev/vda of=/dev/null bs=1M count=192 skip={skip} iflag=direct 2>&1 | tail -n 1; echo en''d\n"
 
 
@@ -48,12 +50,16 @@ class Console:
         self.send = send
         self.text = ""
 
-    def wait_for(self, text: str) -> str:
-        """What came up to `text`; the rest is kept for the next call."""
+    def wait_for(self, text: str, again: bytes = b"") -> str:
+        """What came up to `text`, the rest is kept for the next call; `again` is typed when it is long in coming."""
         deadline = time.monotonic() + LIMIT_SECONDS
+        impatient = time.monotonic() + PATIENCE_SECONDS
         while text not in self.text:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{text!r} did not come:\n{self.text[-2000:]}")
+            if again and time.monotonic() > impatient:
+                self.send(again)
+                impatient += PATIENCE_SECONDS
             self.text += self._pump(0.02)
         came, _, self.text = self.text.partition(text)
         return came
@@ -62,9 +68,11 @@ class Console:
         """To the login prompt, and the disk's rate after it."""
         self.wait_for(LOGIN)
         login_seconds = time.monotonic() - start
-        for wanted, answer in (("login: ", b"root\n"), ("Password: ", b"vdisk\n"), ("debian:~# ", b"")):
-            self.wait_for(wanted)
-            self.send(answer)
+        self.wait_for("login: ")
+        self.send(b"root\n")
+        self.wait_for("Password: ", again=b"root\n")
+        self.send(b"vdisk\n")
+        self.wait_for("debian:~# ")
         rates = []
         for skip in (0, 192):
             self.send(DD.format(skip=skip).encode())

@@ -51,22 +51,25 @@ class Session:
 
     def wait_for(self, text: str, timeout: float = 60.0) -> str:
         """Runs until `text` comes on the serial port, after what was waited for before; what came until then."""
-        machine = self.machine
-
-        def fresh() -> str:
-            return bytes(machine.serial).decode("utf-8", "replace")[self._read :]
-
-        if not machine.run(lambda _: text in fresh(), timeout=timeout):
-            pytest.fail(f"{text!r} did not come within {timeout:g} s (stop: {machine.stop}); got:\n{fresh()[-1500:]}")
-        came, _, _ = fresh().partition(text)
+        if not self.machine.run(lambda _: text in self._fresh(), timeout=timeout):
+            stop = self.machine.stop
+            pytest.fail(f"{text!r} did not come within {timeout:g} s (stop: {stop}); got:\n{self._fresh()[-1500:]}")
+        came, _, _ = self._fresh().partition(text)
         self._read += len(came) + len(text)
         return came
+
+    def _fresh(self) -> str:
+        return bytes(self.machine.serial).decode("utf-8", "replace")[self._read :]
 
     def log_in(self) -> None:
         """From power-on to a root shell."""
         self.wait_for(LOGIN_ON_SERIAL, BOOT_SECONDS)
         self.wait_for("login: ")
-        self.machine.send_serial(b"root\n")
+        # getty throws away what is typed while it sets up the line: so once more, and again.
+        for _ in range(10):
+            self.machine.send_serial(b"root\n")
+            if self.machine.run(lambda _: "Password: " in self._fresh(), timeout=30):
+                break
         self.wait_for("Password: ")
         self.machine.send_serial(PASSWORD.encode() + b"\n")
         self.wait_for("debian:~# ")
