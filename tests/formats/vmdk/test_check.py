@@ -267,3 +267,14 @@ def test_damaged_tables_are_checked_without_a_traceback(tmp_path: Path) -> None:
             except VdiskError:
                 continue
             assert report.exit_status in (0, 2, 3)
+
+
+def test_what_was_just_written_outlives_a_repair(tmp_path: Path) -> None:
+    """Its grain table waits in memory, and the repair mends tables in the file."""
+    path = tmp_path / "disk.vmdk"
+    formats.create(path, "1M")
+    with formats.open(path, writable=True) as disk:
+        disk.write(70_000, b"written before the repair")
+        assert disk.check(Repair.ALL).corruptions == 0
+    with formats.open(path) as disk:
+        assert disk.read(70_000, 25) == b"written before the repair"

@@ -241,6 +241,8 @@ class VmdkImage(Image):
         from vdisk.formats.vmdk.check import check_image
 
         with self._lock:
+            if self.writable:
+                self.flush()  # the tables in the file are judged and mended; what waits in memory would be lost
             return check_image(self, repair, dry_run=dry_run)
 
     def resize(self, size: int, *, shrink: bool = False) -> None:
