@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers run test check bench bench-quick lab lab-quick lab-speed clean
+.PHONY: help setup peers run test check bench bench-quick fuzz lab lab-quick lab-speed clean
 
 # Where the lab, the Debian disks and their conversions are kept; about 8 GB when all of it has been used.
 CACHE := $(or $(VDISK_CACHE),$(HOME)/.cache/vdisk)
@@ -52,6 +52,11 @@ bench: setup ## conversions beside qemu-img, in pairs, verified; results in benc
 bench-quick: setup ## the same, a few rows, in two minutes
 	@scripts/setup-peers.sh
 	$(PYTHON) -m bench --quick $(BENCH_ARGS)
+
+FUZZ_ARGS ?= --seconds 600
+
+fuzz: setup ## mutated images of every format for ten minutes (FUZZ_ARGS for time, seed, format); counts at the end
+	$(PYTHON) -m tests.hostile.mutate $(FUZZ_ARGS)
 
 lab: setup ## Debian to login: from every format and controller on a complete KVM, in an emulated machine; an hour
 	@scripts/setup-peers.sh
