@@ -105,14 +105,32 @@ ZLIB_HEADER = b"\x48\x89"
 """A zlib stream's first two bytes for a window of 4 KiB and fast compression (RFC 1950)."""
 
 
-def trimmed_deflate(data: bytes) -> bytes:
-    """A deflate stream without what follows it; `data` is known to decode."""
-    stream = zlib.decompressobj(-15)
-    stream.decompress(data)
-    return data[: len(data) - len(stream.unused_data)]
+def decode_whole(codec: str, data: bytes, length: int) -> tuple[bytes, int | None]:
+    """Decode as `decode` does, and say how many bytes of `data` the stream takes: what follows is not its own.
+
+    None where that is not known (zstd), or the stream goes on after `length` bytes.
+    """
+    if codec == "zstd":
+        return _decode_zstd(data, length), None
+    fast = _fast_zlib()
+    stream = fast.decompressobj(wbits={"deflate": -15, "zlib": 15}[codec])
+    try:
+        unit: bytes = stream.decompress(data, length)
+        more = b"" if stream.eof else stream.decompress(stream.unconsumed_tail, 1)
+    except (zlib.error, fast.error) as error:
+        raise ValueError(f"{codec}: {error}") from error
+    if len(unit) != length:
+        raise ValueError(f"{codec}: expected {length} bytes, the stream ends after {len(unit)}")
+    return unit, None if more or not stream.eof else len(data) - len(stream.unused_data)
 
 
-def deflate_of_zlib(data: bytes) -> bytes | None:
-    """The deflate stream inside a zlib stream that is known to decode, or None when its window is above 4 KiB."""
-    window_bits = (data[0] >> 4) + 8
-    return None if window_bits > DEFLATE_WINDOW_BITS else trimmed_deflate(data[2:])
+def zlib_of_deflate(deflated: bytes, unit: bytes) -> bytes:
+    """A deflate stream of `unit` in zlib's wrapping."""
+    checksum: int = _fast_zlib().adler32(unit)
+    return ZLIB_HEADER + deflated + checksum.to_bytes(4, "big")
+
+
+def deflate_of_zlib(stream: bytes) -> bytes | None:
+    """The deflate stream inside a zlib stream that is whole, or None when its window is above 4 KiB."""
+    window_bits = (stream[0] >> 4) + 8
+    return None if window_bits > DEFLATE_WINDOW_BITS else stream[2:-4]

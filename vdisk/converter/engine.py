@@ -5,7 +5,6 @@ The pieces in flight use a fixed set of buffers, so memory does not grow with th
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -190,16 +189,15 @@ class Engine:
         assert storage is not None
         data = storage.read(encoded.host, encoded.host_length)
         try:
-            unit = codecs.decode(encoded.codec, data, encoded.unit_length)
+            unit, used = codecs.decode_whole(encoded.codec, data, encoded.unit_length)
         except ValueError as error:
             raise Corrupt(storage.name, f"compressed data at {encoded.host}", str(error)) from error
         ours = self._writer.codec
         if encoded.codec == ours:
-            return data
-        if ours == "zlib":
-            deflated = codecs.trimmed_deflate(data)
-            return codecs.ZLIB_HEADER + deflated + zlib.adler32(unit).to_bytes(4, "big")
-        return codecs.deflate_of_zlib(data)
+            return data[:used]
+        if used is None:
+            return None
+        return codecs.zlib_of_deflate(data[:used], unit) if ours == "zlib" else codecs.deflate_of_zlib(data[:used])
 
     # In the one that writes ------------------------------------------------------------------------------------
 
