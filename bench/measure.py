@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 Command = Sequence[str | Path]
 
@@ -18,12 +19,20 @@ class Timing:
     """The runs of one command."""
 
     seconds: list[float] = field(default_factory=list)
+    """Wall time."""
+    processor_seconds: list[float] = field(default_factory=list)
+    """User and system time of all threads: what neighbours on the machine hardly change."""
     peak_bytes: int = 0
 
     @property
     def median(self) -> float:
         """Median of wall seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def processor_median(self) -> float:
+        """Median of processor seconds."""
+        return statistics.median(self.processor_seconds)
 
 
 @dataclass
@@ -39,13 +48,34 @@ class Pair:
         return statistics.median(a / b for a, b in zip(self.ours.seconds, self.theirs.seconds, strict=True))
 
     @property
+    def processor_ratio(self) -> float:
+        """The same of processor time."""
+        pairs = zip(self.ours.processor_seconds, self.theirs.processor_seconds, strict=True)
+        return statistics.median(a / max(b, 0.001) for a, b in pairs)
+
+    @property
+    def spread(self) -> float:
+        """How far the pairs' ratios lie apart: the highest / the lowest. What a busy machine makes uncertain."""
+        ratios = [a / b for a, b in zip(self.ours.seconds, self.theirs.seconds, strict=True)]
+        return max(ratios) / min(ratios)
+
+    @property
     def difference(self) -> float:
         """Median of ours - theirs in seconds, pair by pair."""
         return statistics.median(a - b for a, b in zip(self.ours.seconds, self.theirs.seconds, strict=True))
 
 
-def run(command: Command) -> tuple[float, int]:
-    """Run a command to its end: (wall seconds, peak resident bytes). A failure ends the benchmark."""
+class Run(NamedTuple):
+    """One run of a command."""
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+    """Most memory it had resident."""
+
+
+def run(command: Command) -> Run:
+    """Run a command to its end. A failure ends the benchmark."""
     arguments = [str(part) for part in command]
     start = time.perf_counter()
     process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -57,7 +87,7 @@ def run(command: Command) -> tuple[float, int]:
     process.stderr.close()
     if process.returncode:
         raise SystemExit(f"bench: {' '.join(arguments)}: exit status {process.returncode}: {said.decode().strip()}")
-    return seconds, usage.ru_maxrss * 1024
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def pair(ours: Command, theirs: Command, runs: int, before_each: Callable[[], None]) -> Pair:
@@ -66,8 +96,9 @@ def pair(ours: Command, theirs: Command, runs: int, before_each: Callable[[], No
     for number in range(-1, runs):
         for command, timing in ((ours, found.ours), (theirs, found.theirs)):
             before_each()
-            seconds, peak = run(command)
-            timing.peak_bytes = max(timing.peak_bytes, peak)
+            done = run(command)
+            timing.peak_bytes = max(timing.peak_bytes, done.peak_bytes)
             if number >= 0:
-                timing.seconds.append(seconds)
+                timing.seconds.append(done.seconds)
+                timing.processor_seconds.append(done.processor_seconds)
     return found
