@@ -27,6 +27,7 @@ packages=(
     debootstrap       # the Debian disk
     e2fsprogs         # mkfs.ext4 -d, e2fsck
     fdisk             # sfdisk
+    chromium          # a browser that reports are looked at in
 )
 
 mode="${1:-install}"

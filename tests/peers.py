@@ -51,6 +51,7 @@ _PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "sfdisk": "fdisk",
     "grub-mkrescue": "grub-common",
+    "chromium": "chromium",
 }
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"

@@ -16,23 +16,43 @@ Examples:
   vdisk compat
   vdisk compat --about hyper-v
   vdisk compat machine.qcow2
-  vdisk compat machine.qcow2 --for virtualbox --for azure"""
+  vdisk compat machine.qcow2 --for virtualbox --for azure
+  vdisk compat machine.qcow2 --for vmware --boot --report machine.html"""
 )
 @click.argument("image", type=click.Path(), required=False)
 @click.option(
     "--for", "targets", multiple=True, metavar="NAME", help="Hold IMAGE against this target. May be repeated."
 )
+@click.option("--boot", "boots", is_flag=True, help="Boot IMAGE too, once for each kind of machine.")
+@click.option("--expect", metavar="TEXT", help="With --boot: succeed once TEXT is on the screen or the serial port.")
+@click.option(
+    "--timeout", type=float, default=180.0, show_default=True, metavar="SECONDS", help="Of each boot: give up then."
+)
+@click.option("--report", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page of HTML with all of it.")
 @click.option("--list", "lists", is_flag=True, help="List the catalogue of hypervisors.")
 @click.option("--about", metavar="NAME", help="Tell all that is known of a hypervisor or target.")
 @image_options
 @json_option
 def command(
-    image: str | None, targets: tuple[str, ...], lists: bool, about: str | None, as_json: bool, **how: Any
+    image: str | None,
+    targets: tuple[str, ...],
+    boots: bool,
+    expect: str | None,
+    timeout: float,
+    report: str | None,
+    lists: bool,
+    about: str | None,
+    as_json: bool,
+    **how: Any,
 ) -> None:
     """Tell which hypervisors and clouds take IMAGE, why not, and what would make it fit.
 
     The verdict is by what is verified (by a product's documents or source), with the listed claim beside it. The exit
-    status is 0 if every target named by --for takes the image as it is. Without IMAGE: the table of formats.
+    status is 0 if every target named by --for takes the image as it is, and, with --boot, none failed to boot it.
+    Without IMAGE: the table of formats.
+
+    --boot imitates a hypervisor's chipset, disk controller, PCI ids and SMBIOS. It does not imitate its CPUID, its
+    firmware, nor its own bus (VMBus, xenbus): the row names the driver that a guest needs there.
     """
     from vdisk.compat import table
 
@@ -43,21 +63,48 @@ def command(
     elif image is None:
         from vdisk.compat import TARGETS, find_target
 
+        if boots or report:
+            raise click.UsageError("--boot and --report need an IMAGE")
         chosen = [find_target(name) for name in targets] or list(TARGETS)
         _print(table.table_data(chosen), table.table_text(chosen), as_json)
     else:
-        _examine(image, targets, as_json, how)
+        trial = {"expect": expect, "timeout": timeout} if boots else None
+        how["references"] = not how.pop("no_references")
+        _examine(image, targets, as_json, trial, report, how)
 
 
-def _examine(image: str, targets: tuple[str, ...], as_json: bool, how: dict[str, Any]) -> None:
-    from vdisk.compat.examine import examine
+def _examine(
+    image: str,
+    targets: tuple[str, ...],
+    as_json: bool,
+    trial: dict[str, Any] | None,
+    report: str | None,
+    how: dict[str, Any],
+) -> None:
+    from vdisk.compat.examine import opened
     from vdisk.compat.text import examination_text
 
-    how["references"] = not how.pop("no_references")
-    examination = examine(image, targets, **how)
+    with opened(image, targets, **how) as (disk, examination):
+        if trial is not None:
+            from vdisk.compat.trial import try_boots
+
+            try_boots(disk, examination, tell=lambda name: click.echo(f"booting as {name} ...", err=True), **trial)
+        if report is not None:
+            from vdisk.compat.report import report as make_report
+
+            _write(report, make_report(examination, disk))
     _print(examination.as_dict() if as_json else None, examination_text(examination, bool(targets)), as_json)
     if targets and not examination.fits_all:
         raise click.exceptions.Exit(1)
+
+
+def _write(path: str, text: str) -> None:
+    """Write the page; it appears when it is whole."""
+    from vdisk.storage.staging import Staging
+
+    with Staging(path) as staging:
+        staging.create().write(0, text.encode())
+        staging.commit()
 
 
 def _tell_about(name: str, as_json: bool) -> None:

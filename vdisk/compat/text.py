@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 from vdisk.compat.examine import Examination
 from vdisk.compat.facts import DiskFacts
@@ -17,9 +18,11 @@ def examination_text(examination: Examination, in_full: bool) -> Iterator[str]:
     """What the image is, a line a target, then the findings; without `in_full` only the first against each."""
     yield from facts_text(examination.facts, examination.package)
     yield ""
-    rows = [("TARGET", "FITS", "LISTED", "VERIFIED", "BECAUSE")]
+    booted = any(verdict.boot is not None for verdict in examination.verdicts)
+    rows: list[tuple[str, ...]] = [("TARGET", "FITS", "LISTED", "VERIFIED", *(("BOOT",) if booted else ()), "BECAUSE")]
     for verdict in examination.verdicts:
-        rows.append((verdict.target.name, fits_words(verdict), *claims(verdict), because(verdict)))
+        boot = (boot_words(verdict.boot),) if booted else ()
+        rows.append((verdict.target.name, fits_words(verdict), *claims(verdict), *boot, because(verdict)))
     yield from columns(rows)
     shared = [] if in_full else _shared(examination.verdicts)
     for finding in shared:
@@ -39,6 +42,17 @@ def fits_words(verdict: Verdict) -> str:
     if not verdict.fits:
         return "no"
     return "yes, but" if any(finding.level == "warning" for finding in verdict.findings) else "yes"
+
+
+def boot_words(boot: dict[str, Any] | None) -> str:
+    """A row's boot in a word or two."""
+    if boot is None:
+        return ""
+    if not boot["tried"]:
+        return "not tried"
+    if boot["ok"]:
+        return "boots"
+    return "inconclusive" if not boot["conclusive"] else f"no: {boot['kind']}"
 
 
 def claims(verdict: Verdict) -> tuple[str, str]:

@@ -1,0 +1,96 @@
+"""`--boot`: start the disk once under each profile that the targets have, and put what came of it into their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vdisk.block.device import BlockDevice
+from vdisk.compat.examine import Examination
+from vdisk.compat.model import Target
+from vdisk.compat.rules import Finding
+from vdisk.hv.boot import BootResult
+from vdisk.hv.profiles import DRIVERS, find_profile
+from vdisk.serve.engines import boot
+
+_OWN_BUSES = {
+    "hv_storvsc": "VMBus, Hyper-V's own",
+    "xen-blkfront": "xenbus, Xen's own",
+}
+"""Drivers of disks on buses that the embedded hypervisor does not have."""
+
+
+def try_boots(
+    disk: BlockDevice,
+    examination: Examination,
+    *,
+    expect: str | None = None,
+    timeout: float = 180.0,
+    tell: Callable[[str], None] | None = None,
+    **how: Any,
+) -> None:
+    """Boot `disk` once per profile among the examination's targets and write the results into its verdicts.
+
+    A trial that fails is an error of its row; one that the host could not carry out is a note. `how` is that of
+    `vdisk.serve.engines.boot`; `tell` is called with the profile's name before each boot.
+    """
+    results: dict[str, BootResult] = {}
+    for verdict in examination.verdicts:
+        target = verdict.target
+        refused = _why_not(examination, target)
+        if refused:
+            verdict.boot = {"tried": False, "reason": refused, "notes": own_bus_notes(target)}
+            verdict.findings.append(Finding("note", "it was not booted", refused))
+            continue
+        assert target.profile is not None
+        result = results.get(target.profile)
+        if result is None:
+            if tell is not None:
+                tell(target.profile)
+            result = boot(disk, profile=target.profile, expect=expect, timeout=timeout, **how)
+            results[target.profile] = result
+        verdict.boot = {
+            "tried": True,
+            **result.as_dict(),
+            "imitates": what_it_imitates(target.profile),
+            "notes": [*result.notes, *own_bus_notes(target)],
+        }
+        if not result.ok:
+            level = "error" if result.conclusive else "note"
+            what = f"it does not boot as {target.profile}" if result.conclusive else "the boot is inconclusive"
+            verdict.findings.append(Finding(level, f"{what} ({result.kind})", result.reason))
+        verdict.findings += [Finding("note", "the boot shows not everything", note) for note in own_bus_notes(target)]
+
+
+def _why_not(examination: Examination, target: Target) -> str:
+    """Why a boot would tell nothing of a target; "" where it does."""
+    if target.profile is None:
+        return f"no profile of the embedded hypervisor imitates {target.title}"
+    facts = examination.facts
+    if facts.unreadable:
+        return facts.unreadable
+    if facts.uefi and not facts.bios:
+        return "the disk boots by UEFI only, and the embedded hypervisor starts by BIOS"
+    return ""
+
+
+def own_bus_notes(target: Target) -> list[str]:
+    """The drivers that a guest needs for buses which no profile has."""
+    return [
+        f"there the guest finds its disk by {bus}, which no profile has: it needs the driver {driver}"
+        for driver, bus in _OWN_BUSES.items()
+        if driver in target.controllers
+    ]
+
+
+def what_it_imitates(name: str) -> dict[str, Any]:
+    """What a profile shows a guest, and what it does not."""
+    profile = find_profile(name)
+    return {
+        "title": profile.title,
+        "chipset": profile.chipset,
+        "controller": profile.controller,
+        "driver": DRIVERS[profile.controller],
+        "smbios": f"{profile.manufacturer} / {profile.product}",
+        "not": ["CPUID: it stays KVM's", "the hypervisor's own firmware, timers and graphics", *profile.notes],
+    }
