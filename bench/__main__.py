@@ -18,7 +18,7 @@ from bench.measure import Command, Pair, pair, run
 
 _VDISK = Path(sys.executable).with_name("vdisk")
 _RESULTS = Path(__file__).resolve().parent / "results"
-_HEADING = "disk    from        to            vdisk s  qemu s  ratio      bar    MiB  qemu   size"
+_HEADING = "disk    from        to            vdisk s  qemu s  ratio      bar  spread   CPU    MiB  qemu   size"
 _OURS = {
     "qcow2-zlib": ["-c", "-O", "qcow2"],
     "qcow2-zstd": ["-c", "-O", "qcow2", "-o", "compression_type=zstd"],
@@ -86,6 +86,10 @@ def _result(row: rows.Row, found: Pair, size_ratio: float) -> dict[str, Any]:
         "ours_seconds": round(found.ours.median, 3),
         "theirs_seconds": round(found.theirs.median, 3),
         "ratio": round(found.ratio, 3),
+        "spread": round(found.spread, 2),
+        "ours_processor_seconds": round(found.ours.processor_median, 3),
+        "theirs_processor_seconds": round(found.theirs.processor_median, 3),
+        "processor_ratio": round(found.processor_ratio, 3),
         "difference_seconds": round(found.difference, 3),
         "bar": row.bar if row.bar_seconds is None else f"+{row.bar_seconds} s",
         "meets_bar": meets,
@@ -102,14 +106,15 @@ def floor(folder: Path) -> dict[str, float]:
     source = corpus.debian()
     target = folder / "floor.raw"
     found = {}
-    for name, command in (
+    commands: tuple[tuple[str, Command], ...] = (
         ("cp --sparse=auto", ["cp", "--sparse=auto", "--reflink=never", source, target]),
         ("dd bs=1M conv=sparse", ["dd", "bs=1M", "conv=sparse", f"if={source}", f"of={target}"]),
-    ):
+    )
+    for name, command in commands:
         seconds = []
         for _ in range(3):
             target.unlink(missing_ok=True)
-            seconds.append(run(command)[0])
+            seconds.append(run(command).seconds)
         found[name] = round(sorted(seconds)[1], 3)
     target.unlink(missing_ok=True)
     return found
@@ -130,7 +135,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few rows, three runs: about two minutes")
     parser.add_argument("--runs", type=int, help="counted runs of each command (5; quick: 3)")
-    parser.add_argument("--only", metavar="WORD", help="rows whose disk, source or target is WORD")
+    parser.add_argument(
+        "--only",
+        metavar="WORD",
+        action="append",
+        default=[],
+        help="rows with this disk, source or target; may be repeated",
+    )
     parser.add_argument("--tuned", action="store_true", help="measure against qemu-img -m 16 -W too")
     parser.add_argument("--scratch", metavar="DIR", help="where outputs go")
     given = parser.parse_args()
@@ -138,18 +149,20 @@ def main() -> None:
     folder = scratch(given.scratch)
     folder.mkdir(parents=True, exist_ok=True)
     results = []
-    print(f"outputs in {folder}; {runs} runs each, in turn; medians; page cache warm")
+    load = os.getloadavg()
+    print(f"outputs in {folder}; {runs} runs each, in turn; medians; page cache warm; load {load[0]:.1f}")
     limits = floor(folder)
     print("floor (670 MB of data): " + ", ".join(f"{name} {seconds} s" for name, seconds in limits.items()))
     print(_HEADING)
     for row in rows.QUICK if given.quick else rows.ALL:
-        if given.only and given.only not in (row.disk, row.source, row.target):
+        if not {row.disk, row.source, row.target}.issuperset(given.only):
             continue
         found = measure(row, folder, runs, given.tuned)
         results.append(found)
         print(
             f"{row.disk:<8}{row.source:<12}{row.target:<13}{found['ours_seconds']:>8.2f}{found['theirs_seconds']:>8.2f}"
             f"{found['ratio']:>7.2f}{found['bar'] or '':>9}{' ' if found['meets_bar'] else '!'} "
+            f"{found['spread']:>6.1f}{found['processor_ratio']:>6.2f} "
             f"{found['ours_peak_mib']:>5}{found['theirs_peak_mib']:>6}{found['size_ratio']:>7.2f}"
             + (f"  tuned {found['ratio_tuned']:.2f}" if "ratio_tuned" in found else ""),
             flush=True,
@@ -158,7 +171,12 @@ def main() -> None:
     _RESULTS.mkdir(exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = _RESULTS / f"{'quick' if given.quick else 'full'}-{stamp}.json"
-    machine = {"processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    machine: dict[str, Any] = {
+        "processors": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    machine |= {"load_before": load, "load_after": os.getloadavg()}
     path.write_text(json.dumps({"machine": machine, "floor_seconds": limits, "rows": results}, indent=1) + "\n")
     missed = [found for found in results if not found["meets_bar"]]
     print(f"{len(results) - len(missed)} of {len(results)} rows meet their bar; details in {path}")
