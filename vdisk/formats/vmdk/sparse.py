@@ -146,9 +146,7 @@ class SparseExtent(StorageDevice):
             yield from self._runs(table, slot, count, grain - slot, offset, end)
             grain += count
 
-    def _runs(
-        self, table: array[int], slot: int, count: int, base: int, offset: int, end: int
-    ) -> Iterator[Extent]:
+    def _runs(self, table: array[int], slot: int, count: int, base: int, offset: int, end: int) -> Iterator[Extent]:
         """The extents of `count` entries from `slot`, clipped to [offset, end); slot 0 is grain `base`."""
         grain_bytes, grain_sectors = self._grain_bytes, self.layout.grain_sectors
         for first, run, entry in runs_of(table, slot, count, grain_sectors, 0, ZERO_GRAIN):
