@@ -146,3 +146,13 @@ def test_a_browser_shows_the_page_without_errors(tmp_path: Path) -> None:
     assert (0xB3, 0x26, 0x1E) in colours, "a no is red"
     dom = peers.run("chromium", *options, "--dump-dom", f"file://{path}").stdout.decode()
     assert "Oracle VirtualBox" in dom
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_a_boot_that_was_not_over_in_time_is_a_warning(tmp_path: Path) -> None:
+    with opened(QCOW2, ["kvm"]) as (disk, examination):
+        try_boots(disk, examination, expect="what it never says", timeout=0.2, engine="embedded")
+    (verdict,) = examination.verdicts
+    assert verdict.fits
+    assert any("was not over in time" in finding.what for finding in verdict.findings if finding.level == "warning")

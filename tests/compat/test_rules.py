@@ -205,3 +205,18 @@ def test_the_command_without_for_says_all_and_judges_nothing(run: Run) -> None:
     assert len(found["targets"]) == len(TARGETS)
     assert run("compat", SAMPLES / "hello.qcow2", "--for", "nowhere").status == 2
     assert run("compat", "/nowhere/disk.qcow2").status == 1
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_the_matrix_of_a_debian_disk(debian_disk: Path) -> None:
+    examination = examine(debian_disk)
+    facts = examination.facts
+    assert facts.bios == "GRUB in the first sector"
+    assert [found.kind for _, found in facts.file_systems] == ["ext4"]
+    assert {verdict.target.name for verdict in examination.verdicts if verdict.fits} == FITS["hello.raw"]
+    for verdict in examination.verdicts:
+        if not verdict.fits:
+            fixes = [finding.fix for finding in verdict.findings if finding.level == "error" and finding.fix]
+            assert all(fix.endswith(f"--for {verdict.target.name}") for fix in fixes)
+            assert fixes

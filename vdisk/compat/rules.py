@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        """No finding speaks against it, and where it was booted, it booted or the trial was inconclusive."""
+        """No finding speaks against it, a boot that failed (`--boot`) among them."""
         return not any(finding.level == "error" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:

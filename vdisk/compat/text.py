@@ -52,6 +52,8 @@ def boot_words(boot: dict[str, Any] | None) -> str:
         return "not tried"
     if boot["ok"]:
         return "boots"
+    if boot["kind"] == "timeout":
+        return "not over in time"
     return "inconclusive" if not boot["conclusive"] else f"no: {boot['kind']}"
 
 

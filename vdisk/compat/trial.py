@@ -31,7 +31,8 @@ def try_boots(
 ) -> None:
     """Boot `disk` once per profile among the examination's targets and write the results into its verdicts.
 
-    A trial that fails is an error of its row; one that the host could not carry out is a note. `how` is that of
+    A trial that fails is an error of its row; one that the host could not carry out is a note, and one that was not
+    over in time a warning. `how` is that of
     `vdisk.serve.engines.boot`; `tell` is called with the profile's name before each boot.
     """
     results: dict[str, BootResult] = {}
@@ -56,9 +57,7 @@ def try_boots(
             "notes": [*result.notes, *own_bus_notes(target)],
         }
         if not result.ok:
-            level = "error" if result.conclusive else "note"
-            what = f"it does not boot as {target.profile}" if result.conclusive else "the boot is inconclusive"
-            verdict.findings.append(Finding(level, f"{what} ({result.kind})", result.reason))
+            verdict.findings.append(_failure(result, target.profile))
         verdict.findings += [Finding("note", "the boot shows not everything", note) for note in own_bus_notes(target)]
 
 
@@ -72,6 +71,15 @@ def _why_not(examination: Examination, target: Target) -> str:
     if facts.uefi and not facts.bios:
         return "the disk boots by UEFI only, and the embedded hypervisor starts by BIOS"
     return ""
+
+
+def _failure(result: BootResult, profile: str) -> Finding:
+    """What a boot that did not succeed says of the image: nothing, where the host or its slowness stopped it."""
+    if not result.conclusive:
+        return Finding("note", f"the boot as {profile} is inconclusive ({result.kind})", result.reason)
+    if result.kind == "timeout":
+        return Finding("warning", f"the boot as {profile} was not over in time", f"{result.reason}; see --timeout")
+    return Finding("error", f"it does not boot as {profile} ({result.kind})", result.reason)
 
 
 def own_bus_notes(target: Target) -> list[str]:
