@@ -46,6 +46,12 @@ def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
         _show(one)
 
 
+def _say(name: str, value: object) -> None:
+    """One line. Names come out of the image, and what would steer a terminal is spelt out."""
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
+    click.echo(f"{name + ':':<18}{text}")
+
+
 def _show(one: dict[str, Any]) -> None:
     """One image for people."""
     lines = [
@@ -61,19 +67,19 @@ def _show(one: dict[str, Any]) -> None:
     ]
     for name, value in lines:
         if value is not None:
-            click.echo(f"{name + ':':<18}{value}")
+            _say(name, value)
     for snapshot in one.get("snapshots", ()):
-        click.echo(f"{'snapshot:':<18}{snapshot['id']} {snapshot['name']}")
+        _say("snapshot", f"{snapshot['id']} {snapshot['name']}")
     data = one.get("format-specific", {}).get("data", {})
     for name, value in data.items():
         if isinstance(value, list):
             for item in value:
                 shown = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else item
-                click.echo(f"{name + ':':<18}{shown}")
+                _say(name, shown)
         elif isinstance(value, dict):
-            click.echo(f"{name + ':':<18}{', '.join(f'{k} {v}' for k, v in value.items())}")
+            _say(name, ", ".join(f"{k} {v}" for k, v in value.items()))
         else:
             shown = ("yes" if value else "no") if isinstance(value, bool) else value
-            click.echo(f"{name + ':':<18}{shown}")
+            _say(name, shown)
     for note in one.get("notes", ()):
-        click.echo(f"{'note:':<18}{note}")
+        _say("note", note)

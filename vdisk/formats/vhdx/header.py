@@ -169,6 +169,13 @@ class HeaderWriter:
 
     def update(self, **fields: object) -> None:
         """Change `fields` of the header, lastingly."""
+        if self.header.sequence_number + len(structs.HEADER_OFFSETS) >= 1 << 64:
+            raise Corrupt(
+                self.storage.name,
+                "header SequenceNumber",
+                expected="one that can grow",
+                found=self.header.sequence_number,
+            )
         for _ in structs.HEADER_OFFSETS:
             self._index ^= 1
             self.header = replace(self.header, **fields, sequence_number=self.header.sequence_number + 1)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ _EXTENT_LINE = re.compile(
 )
 _ACCESS_WORD = re.compile(r"(RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"([A-Za-z][\w.:\-]*)\s*=\s*(.*)")
+_MOST_DIGITS = 20
 _ENCODINGS = {
     "utf-8": "utf-8",
     "windows-1252": "cp1252",
@@ -230,6 +231,8 @@ def _parse_extent(line: str, number: int, file: str) -> ExtentLine:
     kind = match["type"].upper()
     if kind not in EXTENT_TYPES:
         raise Unsupported(file, "vmdk", f"extents of type {kind[:20]}")
+    if max(len(match["sectors"]), len(match["offset"] or "")) > _MOST_DIGITS:  # int() refuses the longest by itself
+        raise Corrupt(file, f"descriptor line {number}", expected="numbers less than 2^54", found=line)
     sectors = int(match["sectors"])
     offset = None if match["offset"] is None else int(match["offset"])
     for what, value in (("sectors", sectors), ("offset", offset or 0)):
