@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.hostile.bases import bases
 from tests.hostile.fields import fields_of
+from tests.hostile.making import qcow2
 from tests.hostile.mutate import attempt, fuzz, structured
 from vdisk.formats.vhd import structs
 
@@ -44,3 +46,26 @@ def test_there_are_many_structured_mutations(tmp_path: Path) -> None:
     counts = {base.name: sum(1 for _ in structured(base)) for base in bases(tmp_path) if len(base.data) < 1 << 20}
     assert sum(counts.values()) > 10_000, counts
     assert all(count > 100 for name, count in counts.items() if name != "vmdk-descriptor"), counts
+
+
+def test_what_was_found_before_stays_mended(tmp_path: Path) -> None:
+    """Each of these escaped once."""
+    found = {"vhdx": "header.sequence_number = 0xffffffffffffffff", "vmdk-sparse": "grain directory[0] = 0x0"}
+    every = {base.name: base for base in bases(tmp_path)}
+    for name, wanted in found.items():
+        tried = [data for what, data in structured(every[name]) if what == wanted]
+        assert tried
+        for data in tried:
+            seal = every[name].seal
+            if seal is not None:
+                seal(data)
+            attempt(every[name], data, repair=True)
+
+
+def test_names_in_images_do_not_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(qcow2(backing=b"\x1b]0;owned\x07\x1b[2J\xff"))
+    ran = run("info", path)
+    assert ran.status == 0
+    assert "\x1b" not in ran.out
+    assert "\\x1b]0;owned\\x07" in ran.out
