@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from vdisk.block import codecs
 from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent
+from vdisk.block.workers import Answer, Workers
 from vdisk.converter.plan import Action, Plan, can_pass
 from vdisk.converter.zeros import data_runs, whole_units
 from vdisk.errors import Corrupt
@@ -64,22 +64,18 @@ class Engine:
 
     def run(self) -> None:
         """Move everything; the writer is finished by the caller."""
-        in_flight: deque[tuple[int, Future[Piece]]] = deque()
+        in_flight: deque[tuple[int, Answer[Piece]]] = deque()
         done, total = 0, self._plan.work_bytes
         pieces_most = self._threads * _PIECES_A_THREAD
         # Blocks of megabytes (VHD, VHDX) take fewer buffers.
         pieces_most = max(2, min(pieces_most, (48 << 20) // self._piece_bytes))
-        with ThreadPoolExecutor(self._threads, "convert") as pool:
-            try:
-                for work, start, length, buffer in self._pieces():
-                    if len(in_flight) >= pieces_most:
-                        done += self._finish(in_flight.popleft(), done, total)
-                    in_flight.append((length, pool.submit(work, start, length, buffer)))
-                while in_flight:
+        with Workers(self._threads) as workers:
+            for work, start, length, buffer in self._pieces():
+                if len(in_flight) >= pieces_most:
                     done += self._finish(in_flight.popleft(), done, total)
-            finally:
-                for _, future in in_flight:
-                    future.cancel()
+                in_flight.append((length, workers.ask(work, start, length, buffer)))
+            while in_flight:
+                done += self._finish(in_flight.popleft(), done, total)
 
     def _pieces(self) -> Iterator[tuple[Work, int, int, bytearray]]:
         """(what to do, start, length, buffer) of every piece, in order."""
@@ -100,9 +96,9 @@ class Engine:
     def _buffer(self) -> bytearray:
         return self._buffers.popleft() if self._buffers else bytearray(self._piece_bytes)
 
-    def _finish(self, item: tuple[int, Future[Piece]], done: int, total: int) -> int:
-        length, future = item
-        piece = future.result()
+    def _finish(self, item: tuple[int, Answer[Piece]], done: int, total: int) -> int:
+        length, answer = item
+        piece = answer.take()
         self._store(piece)
         self._buffers.append(piece.buffer)
         if self._progress is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent, Kind
+from vdisk.block.workers import Workers
 
 _STEP_BYTES = 2 << 20
 _ZEROS = bytes(_STEP_BYTES)
@@ -35,12 +35,12 @@ def compare(a: BlockDevice, b: BlockDevice, *, strict: bool = False, progress: P
     if strict and a.size != b.size:
         return Comparison(False, common, sizes)
     total = max(sizes)
-    with ThreadPoolExecutor(2) as pool:
+    with Workers(1) as workers:
         for start, length, a_is_zero, b_is_zero in pieces(a, b, total):
             if not (a_is_zero and b_is_zero):
-                left = pool.submit(bytes_of, a, start, length, a_is_zero)
+                left = workers.ask(bytes_of, a, start, length, a_is_zero)
                 right = bytes_of(b, start, length, b_is_zero)
-                offset = _first_difference(left.result(), right)
+                offset = _first_difference(left.take(), right)
                 if offset is not None:
                     return Comparison(False, start + offset, sizes)
             if progress is not None:
