@@ -91,6 +91,15 @@ def test_a_missing_file_names_the_image_and_the_field(folder: Path) -> None:
         opened(Gate(folder / "top.qcow2"), "gone.raw")
 
 
+def test_of_several_names_the_first_that_opens_is_taken(folder: Path) -> None:
+    gate = Gate(folder / "top.qcow2")
+    with gate.open_first("parent", ["gone.raw", "../secret", "base.raw", "below/deep.raw"]) as storage:  # type: ignore[union-attr]
+        assert storage.read(0, 100) == b"base.raw"
+    with pytest.raises(StorageError, match="gone"):
+        gate.open_first("parent", ["gone.raw", "../secret"])
+    assert gate.open_first("parent", []) is None
+
+
 def test_no_references_forbids_all(folder: Path) -> None:
     with pytest.raises(PolicyError, match="--no-references"):
         opened(Gate(folder / "top.qcow2", references=False), "base.raw")

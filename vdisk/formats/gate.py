@@ -69,6 +69,21 @@ class Gate:
             raise
         return storage
 
+    def open_first(self, field: str, names: Iterable[str]) -> FileStorage | None:
+        """Open the first of several names for one file that can be opened; None when there is no name at all.
+
+        When none can, the first one's `PolicyError` or `StorageError` is raised: it is the name that was meant most.
+        """
+        first_error: PolicyError | StorageError | None = None
+        for name in names:
+            try:
+                return self.open(field, name)
+            except (PolicyError, StorageError) as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return None
+
     def resolve(self, field: str, name: str) -> Path:
         """Where `name` leads, every link resolved, once the policy is met."""
         if not self.references:

@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError
+from vdisk.errors import Corrupt, OptionError
 from vdisk.formats.gate import Gate
 from vdisk.formats.vhd.header import DynamicHeader, Locator
 from vdisk.storage.base import Storage
@@ -65,19 +65,12 @@ def open_candidate(gate: Gate, file: str, name: str, paths: dict[bytes, str]) ->
     from vdisk import formats
     from vdisk.formats.vhd.image import VhdImage
 
-    first_error: PolicyError | StorageError | None = None
-    for candidate in _candidates(name, paths):
-        try:
-            storage = gate.open(_FIELD, candidate)
-        except (PolicyError, StorageError) as error:
-            first_error = first_error or error
-            continue
-        parent = formats.open(storage, format="vhd", gate=gate.behind(storage.path))
-        assert isinstance(parent, VhdImage)
-        return parent
-    if first_error is not None:
-        raise first_error
-    raise Corrupt(file, _FIELD, expected="a path that is known here (W2ru, W2ku)", found="none")
+    storage = gate.open_first(_FIELD, _candidates(name, paths))
+    if storage is None:
+        raise Corrupt(file, _FIELD, expected="a path that is known here (W2ru, W2ku)", found="none")
+    parent = formats.open(storage, format="vhd", gate=gate.behind(storage.path))
+    assert isinstance(parent, VhdImage)
+    return parent
 
 
 def check_identity(file: str, header: DynamicHeader, parent: VhdImage) -> None:

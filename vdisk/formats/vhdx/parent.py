@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError
+from vdisk.errors import Corrupt, OptionError
 from vdisk.formats.gate import Gate
 
 if TYPE_CHECKING:
@@ -48,19 +48,12 @@ def open_candidate(gate: Gate, file: str, locator: dict[str, str]) -> VhdxImage:
     from vdisk import formats
     from vdisk.formats.vhdx.image import VhdxImage
 
-    first_error: PolicyError | StorageError | None = None
-    for name in _candidates(locator):
-        try:
-            storage = gate.open("parent locator", name)
-        except (PolicyError, StorageError) as error:
-            first_error = first_error or error
-            continue
-        parent = formats.open(storage, format="vhdx", gate=gate.behind(storage.path))
-        assert isinstance(parent, VhdxImage)
-        return parent
-    if first_error is not None:
-        raise first_error
-    raise Corrupt(file, "parent locator", expected=f"one of {', '.join(_PATHS)}", found=sorted(locator))
+    storage = gate.open_first("parent locator", _candidates(locator))
+    if storage is None:
+        raise Corrupt(file, "parent locator", expected=f"one of {', '.join(_PATHS)}", found=sorted(locator))
+    parent = formats.open(storage, format="vhdx", gate=gate.behind(storage.path))
+    assert isinstance(parent, VhdxImage)
+    return parent
 
 
 def check_linkage(file: str, locator: dict[str, str], parent: VhdxImage) -> None:
