@@ -82,6 +82,11 @@ class Image(BlockDevice):
         """Change the disk's length. Cutting data off needs `shrink`, else it is an `OptionError`."""
         raise Unsupported(self.name, self.format_name, "resize")
 
+    def refuse_cut(self, size: int, *, shrink: bool) -> None:
+        """For `resize`: `OptionError` when the new size cuts data off and that was not allowed."""
+        if size < self.size and not shrink:
+            raise OptionError(f"{self.name}: size: {size} is less than {self.size}: cutting data off needs shrink")
+
     def set_backing(self, name: str | None, format: str | None) -> None:
         """Name another backing file (None: none) in the metadata; the data stays as it is, and so does `backing`."""
         raise Unsupported(self.name, self.format_name, "rebase")

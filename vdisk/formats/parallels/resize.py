@@ -25,8 +25,7 @@ def resize(image: ParallelsImage, size: int, *, shrink: bool) -> None:
     """Give the disk another length; what is new reads as zeros."""
     if size % SECTOR_BYTES or size < 0:
         raise OptionError(f"{image.name}: size: expected a multiple of {SECTOR_BYTES}, found {size}")
-    if size < image.size and not shrink:
-        raise OptionError(f"{image.name}: size: {size} is less than {image.size}: cutting data off needs shrink")
+    image.refuse_cut(size, shrink=shrink)
     if size == image.size:
         return
     if isinstance(image, HdsImage):

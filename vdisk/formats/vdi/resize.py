@@ -23,8 +23,7 @@ def resize(image: VdiImage, size: int, *, shrink: bool) -> None:
     most = MAX_BLOCKS * header.block_bytes
     if size % SECTOR_BYTES or not 0 <= size <= most:
         raise OptionError(f"{image.name}: size: expected a multiple of 512 up to {most}, found {size}")
-    if size < image.size and not shrink:
-        raise OptionError(f"{image.name}: size: {size} is less than {image.size}: cutting data off needs shrink")
+    image.refuse_cut(size, shrink=shrink)
     if size == image.size:
         return
     image.start_change()

@@ -27,8 +27,7 @@ def resize(image: VhdImage, size: int, *, shrink: bool) -> None:
     """Give the disk another length; what is new reads as zeros. A kill halfway leaves the old length or the new one."""
     if size % SECTOR_BYTES or not 0 <= size <= LARGEST_BYTES:
         raise OptionError(f"{image.name}: size: expected a multiple of 512 up to 2040 GiB, found {size}")
-    if size < image.size and not shrink:
-        raise OptionError(f"{image.name}: size: {size} is less than {image.size}: cutting data off needs shrink")
+    image.refuse_cut(size, shrink=shrink)
     if size == image.size:
         return
     image.start_change()

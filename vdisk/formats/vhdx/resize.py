@@ -34,8 +34,7 @@ def resize(image: VhdxImage, size: int, *, shrink: bool) -> None:
     sector = image.metadata.logical_sector_bytes
     if size % sector or not 0 <= size <= structs.MAX_DISK_BYTES:
         raise OptionError(f"{image.name}: size: expected a multiple of {sector} up to 64 TiB, found {size}")
-    if size < image.size and not shrink:
-        raise OptionError(f"{image.name}: size: {size} is less than {image.size}: cutting data off needs shrink")
+    image.refuse_cut(size, shrink=shrink)
     if size == image.size:
         return
     image.start_change()
