@@ -36,11 +36,6 @@ class Overlay(BlockDevice):
         self._host_by_block: dict[int, int] = {}
         self._end = 0
 
-    @property
-    def changed_bytes(self) -> int:
-        """Space that the changes take in the scratch storage."""
-        return self._end
-
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         end, block_size = offset + length, self.block_size
         while offset < end:

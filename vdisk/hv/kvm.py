@@ -254,7 +254,6 @@ _GET_LAPIC = 0x8400AE8E
 _SET_LAPIC = 0x4400AE8F
 _SET_CPUID2 = 0x4008AE90
 _GET_MP_STATE = 0x8004AE98
-_SET_MP_STATE = 0x4004AE99
 _NMI = 0xAE9A
 _SIGNAL_MSI = 0x4020AEA5
 
@@ -537,10 +536,6 @@ class Vcpu:
         state = bytearray(4)
         _ioctl(self._file, "KVM_GET_MP_STATE", _GET_MP_STATE, state)
         return int.from_bytes(state, "little")
-
-    def set_mp_state(self, state: int) -> None:
-        """Set it."""
-        _ioctl(self._file, "KVM_SET_MP_STATE", _SET_MP_STATE, struct.pack("<I", state))
 
     def block_kicks(self) -> None:
         """On the thread that will call `run`: let KICK_SIGNAL end a run, and nothing else happen by it.

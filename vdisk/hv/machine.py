@@ -85,7 +85,6 @@ class Machine:
         self.serial_bytes = 0
         self.debug = bytearray()
         """What came by the debug ports (E9h, 402h)."""
-        self.started_at = 0.0
         self.booted_at: float | None = None
         """When the boot sector was started, on the clock of `time.monotonic`."""
         self.bios_log: BiosLog | None = None
@@ -110,7 +109,6 @@ class Machine:
         """Switch on."""
         if self.board is not None or self.stop is not None:
             raise HypervisorError("machine: it was started before")
-        self.started_at = time.monotonic()
         self._switch_on()
 
     def _switch_on(self) -> None:

@@ -12,7 +12,6 @@ class Meter(Filter):
     def __init__(self, inner: BlockDevice) -> None:
         super().__init__(inner, 0, inner.size, writable=inner.writable)
         self.reads = 0
-        self.bytes_read = 0
         self.furthest_read = 0
         """Where the furthest read ended."""
         self.writes = 0
@@ -27,7 +26,6 @@ class Meter(Filter):
     def _readinto(self, offset: int, view: memoryview) -> None:
         self.reads += 1
         length = len(view)
-        self.bytes_read += length
         if offset + length > self.furthest_read:
             self.furthest_read = offset + length
         self.inner.readinto(offset, view)

@@ -75,11 +75,6 @@ def is_tar(head: bytes) -> bool:
     return len(head) >= BLOCK_BYTES and any(head[:100]) and _has_checksum(head[:BLOCK_BYTES])
 
 
-def first_name(head: bytes) -> str:
-    """Name of the first member."""
-    return _name(head)
-
-
 def _has_checksum(header: bytes) -> bool:
     text = header[148:156].strip(b" \0")
     try:

@@ -190,11 +190,6 @@ class Encryption:
         """`encrypt` of qemu-img's `format-specific.data`."""
         return dict(self._description)
 
-    @property
-    def is_locked(self) -> bool:
-        """Whether the secret is wanting."""
-        return self._sectors is None
-
     def view(self, storage: Storage) -> Storage:
         """The decrypted view of where the guest's clusters lie."""
         if self._sectors is None:

@@ -116,7 +116,6 @@ class DiskActivity:
 
     reads: int = 0
     writes: int = 0
-    bytes_read: int = 0
     furthest: int = 0
     """Where the furthest read ended, in bytes from the start of the boot drive."""
     errors: int = 0
@@ -184,7 +183,6 @@ class DiskServices:
             return _OK
         drive.device.readinto(offset, view)
         activity.reads += 1
-        activity.bytes_read += length
         if drive is self.boot_drive:
             activity.furthest = max(activity.furthest, offset + length)
         return _OK
