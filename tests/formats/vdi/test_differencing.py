@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.image import check_map
+from tests.conformance.chain import SIZE, ChainConformance, make_base, make_child, read_all, write_chain
 from vdisk import converter, formats
 from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError
-from vdisk.formats.image import Backing, Image
+from vdisk.formats.image import Backing
 from vdisk.maintain import chain
 from vdisk.storage.staging import Staging
 
-SIZE = (6 << 20) + 7 * 512
 
-
-def make_child(path: Path, parent: Path, size: int = SIZE, **options: str) -> None:
-    with formats.open(parent) as device:
-        formats.create(path, size, options=options, backing=Backing(parent.name, "vdi", device))
-
-
-def make_base(path: Path, seed: int = 1, **options: str) -> bytearray:
-    content = bytearray(SIZE)
-    formats.create(path, SIZE, options=options)
-    with formats.open(path, writable=True) as disk:
-        scribble(disk, content, seed)
-    return content
-
-
-def scribble(disk: Image, model: bytearray, seed: int, count: int = 40) -> None:
-    """Writes, zeros and flushes at random, in the image and in its model."""
-    maker = random.Random(seed)
-    for _ in range(count):
-        offset = maker.randrange(len(model))
-        length = min(maker.choice([1, 511, 512, 4096, 70_000, 1 << 20, 2_500_000]), len(model) - offset)
-        what = maker.choice(["write", "write", "zero", "unmap", "flush"])
-        if what == "write":
-            data = maker.randbytes(length)
-            disk.write(offset, data)
-            model[offset : offset + length] = data
-        elif what == "flush":
-            disk.flush()
-        else:
-            disk.write_zeroes(offset, length, unmap=what == "unmap")
-            model[offset : offset + length] = bytes(length)
-
-
-def read_all(path: Path) -> bytes:
-    with formats.open(path) as disk:
-        content = disk.read(0, disk.size)
-        check_map(disk, content)
-        return content
+class TestChain(ChainConformance):
+    format = "vdi"
+    alone = {"image-type": "dynamic"}
 
 
 @pytest.mark.parametrize("block_size", ["4K", "64K", "1M"])
@@ -60,17 +24,7 @@ def read_all(path: Path) -> bytes:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_chain_of_three_reads_as_its_model(tmp_path: Path, seed: int, static: str, block_size: str) -> None:
     paths = [tmp_path / f"{name}.vdi" for name in ("base", "middle", "top")]
-    model = bytearray(SIZE)
-    formats.create(paths[0], SIZE, options={"static": static})
-    states = []
-    for depth, path in enumerate(paths):
-        if depth:
-            make_child(path, paths[depth - 1], block_size=block_size)
-        with formats.open(path, writable=True) as disk:
-            scribble(disk, model, seed * 10 + depth)
-            assert disk.read(0, disk.size) == model
-            check_map(disk, model)
-        states.append(bytes(model))
+    states = write_chain(paths, seed, {"static": static}, {"block_size": block_size})
     for path, state in zip(paths, states, strict=True):
         # The parents were not written after their children were made, for those would not open.
         assert read_all(path) == state
@@ -199,30 +153,3 @@ def test_what_cannot_be_a_parent_is_refused(tmp_path: Path) -> None:
     make_base(tmp_path / "base.vdi")
     with pytest.raises(OptionError, match="a static image cannot"):
         make_child(tmp_path / "child.vdi", tmp_path / "base.vdi", static="on")
-
-
-def test_commit_and_rebase(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{name}.vdi" for name in ("base", "middle", "top")]
-    make_base(paths[0])
-    for index in (1, 2):
-        make_child(paths[index], paths[index - 1])
-        with formats.open(paths[index], writable=True) as disk:
-            scribble(disk, bytearray(SIZE), index)
-    content = read_all(paths[2])
-
-    chain.commit(paths[2])
-    assert read_all(paths[2]) == content
-    assert read_all(paths[1]) == content
-
-    chain.rebase(paths[2], "base.vdi", "vdi")
-    assert read_all(paths[2]) == content
-    with formats.open(paths[2]) as disk:
-        assert disk.backing is not None
-        assert Path(disk.backing.name).name == "base.vdi"
-
-    chain.rebase(paths[2], None, None)
-    assert read_all(paths[2]) == content
-    with formats.open(paths[2]) as disk:
-        assert disk.backing is None
-        assert disk.describe().specific["image-type"] == "dynamic"
-        assert disk.check().exit_status == 0

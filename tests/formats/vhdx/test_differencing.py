@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.image import check_map
+from tests.conformance.chain import SIZE, ChainConformance, make_base, make_child, read_all, write_chain
 from vdisk import formats
 from vdisk.block.extent import Kind
 from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError
 from vdisk.formats.image import Backing
 from vdisk.formats.vhdx.image import VhdxImage
-from vdisk.maintain import chain
 from vdisk.storage.staging import Staging
 
-SIZE = (6 << 20) + 7 * 512
 
-
-def make_child(path: Path, parent: Path, size: int = SIZE, **options: str) -> None:
-    with formats.open(parent) as device:
-        backing = Backing(parent.name, "vhdx", device)
-        formats.create(path, size, options=options, backing=backing)
-
-
-def make_base(path: Path, seed: int = 1, **options: str) -> bytearray:
-    content = bytearray(SIZE)
-    formats.create(path, SIZE, options=options)
-    with formats.open(path, writable=True) as disk:
-        scribble(disk, content, seed)
-    return content
-
-
-def scribble(disk: formats.Image, model: bytearray, seed: int, count: int = 40) -> None:
-    """Writes, zeros and flushes at random, in the image and in its model."""
-    maker = random.Random(seed)
-    for _ in range(count):
-        offset = maker.randrange(len(model))
-        length = min(maker.choice([1, 511, 512, 4096, 70_000, 1 << 20, 2_500_000]), len(model) - offset)
-        what = maker.choice(["write", "write", "zero", "unmap", "flush"])
-        if what == "write":
-            data = maker.randbytes(length)
-            disk.write(offset, data)
-            model[offset : offset + length] = data
-        elif what == "flush":
-            disk.flush()
-        else:
-            disk.write_zeroes(offset, length, unmap=what == "unmap")
-            model[offset : offset + length] = bytes(length)
-
-
-def read_all(path: Path, **how: bool) -> bytes:
-    with formats.open(path, **how) as disk:  # type: ignore[arg-type]
-        content = disk.read(0, disk.size)
-        check_map(disk, content)
-        return content
+class TestChain(ChainConformance):
+    format = "vhdx"
 
 
 @pytest.mark.parametrize("sector", ["512", "4096"])
@@ -63,17 +24,7 @@ def read_all(path: Path, **how: bool) -> bytes:
 def test_a_chain_of_three_reads_as_its_model(tmp_path: Path, seed: int, sector: str) -> None:
     size = SIZE if sector == "512" else 6 << 20
     paths = [tmp_path / f"{name}.vhdx" for name in ("base", "middle", "top")]
-    model = bytearray(size)
-    formats.create(paths[0], size, options={"logical_sector_size": sector})
-    states = []
-    for depth, path in enumerate(paths):
-        if depth:
-            make_child(path, paths[depth - 1], size, logical_sector_size=sector)
-        with formats.open(path, writable=True) as disk:
-            scribble(disk, model, seed * 10 + depth)
-            assert disk.read(0, disk.size) == model
-            check_map(disk, model)
-        states.append(bytes(model))
+    states = write_chain(paths, seed, {"logical_sector_size": sector}, {"logical_sector_size": sector}, size)
     for path, state in zip(paths, states, strict=True):
         assert read_all(path) == state
         with formats.open(path) as disk:
@@ -181,29 +132,3 @@ def test_a_parent_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base.img").write_bytes(bytes(SIZE))
     with formats.open(tmp_path / "base.img") as device, pytest.raises(OptionError, match="VHDX"):
         formats.create(tmp_path / "child.vhdx", SIZE, backing=Backing("base.img", "raw", device))
-
-
-def test_commit_and_rebase(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{name}.vhdx" for name in ("base", "middle", "top")]
-    make_base(paths[0])
-    for index in (1, 2):
-        make_child(paths[index], paths[index - 1])
-        with formats.open(paths[index], writable=True) as disk:
-            scribble(disk, bytearray(SIZE), index)
-    content = read_all(paths[2])
-
-    chain.commit(paths[2])
-    assert read_all(paths[2]) == content
-    assert read_all(paths[1]) == content
-
-    chain.rebase(paths[2], "base.vhdx", "vhdx")
-    assert read_all(paths[2]) == content
-    with formats.open(paths[2]) as disk:
-        assert disk.backing is not None
-        assert Path(disk.backing.name).name == "base.vhdx"
-
-    chain.rebase(paths[2], None, None)
-    assert read_all(paths[2]) == content
-    with formats.open(paths[2]) as disk:
-        assert disk.backing is None
-        assert disk.check().exit_status == 0
