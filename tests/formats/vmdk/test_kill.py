@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.image import lay_out
-from tests.formats.killing import History, RecordingStorage
+from tests.crash import CrashRig, State
 from tests.formats.vmdk.handmade import GRAIN, cowd, sparse
+from vdisk.block.device import BlockDevice
 from vdisk.formats.check import Repair
 from vdisk.formats.gate import Gate
 from vdisk.formats.image import OpenRequest
 from vdisk.formats.vmdk.image import VmdkImage
+from vdisk.storage.base import Storage
 from vdisk.storage.memory import MemoryStorage
 
 SIZE = 40 * GRAIN + 3 * 512
 
 
-def open_in_memory(storage: MemoryStorage, *, writable: bool = False) -> VmdkImage:
-    return VmdkImage.open(storage, OpenRequest(Gate(None), writable=writable))
+def open_it(files: Mapping[str, Storage], writable: bool) -> VmdkImage:
+    return VmdkImage.open(files["disk"], OpenRequest(Gate(None), writable=writable))
+
+
+def reopen(state: State, *, writable: bool = False) -> VmdkImage:
+    """The image as a state has it; what is written to it stays in the state."""
+    storage = MemoryStorage(name="disk")
+    storage.data = state.files["disk"]
+    return open_it({"disk": storage}, writable)
 
 
 def start_image(folder: Path, kind: str) -> bytes:
@@ -39,67 +48,48 @@ def start_image(folder: Path, kind: str) -> bytes:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["plain", "zeroed", "cowd", "without tables"])
 def test_a_kill_at_any_moment(tmp_path: Path, kind: str, seed: int) -> None:
-    storage = RecordingStorage(start_image(tmp_path, kind))
-    maker = random.Random(seed)
-    disk = open_in_memory(storage, writable=True)
-    history = History(disk.read(0, disk.size))
-    for _ in range(20):
-        offset = maker.randrange(disk.size)
-        length = min(maker.choice([100, 512, 5000, 150_000]), disk.size - offset)
-        what = maker.choice(["write", "write", "zero", "unmap", "flush"])
-        if what == "write":
-            data = bytes([maker.randrange(1, 256)]) * length
-            history.write(len(storage.changes), offset, data)
-            disk.write(offset, data)
-        elif what == "flush":
-            disk.flush()
-            history.flush(len(storage.changes))
-        else:
-            history.write(len(storage.changes), offset, bytes(length))
-            disk.write_zeroes(offset, length, unmap=what == "unmap")
-    disk.close()
-    history.flush(len(storage.changes))
-
+    rig = CrashRig({"disk": start_image(tmp_path, kind)}, open_it)
+    rig.scribble(seed, 25, most_bytes=150_000, discards=False)
+    rig.disk.close()
+    rig.safe()
     unclosed = 0
-    for moment in range(len(storage.changes) + 1):
-        after = MemoryStorage(storage.after_kill(moment, maker))
-        with open_in_memory(after) as disk:
-            found = disk.read(0, disk.size)
-            history.check(moment, found)
-            report = disk.check()
-            assert report.corruptions == 0, (moment, report.findings)
-            unclosed += disk.describe().is_dirty
-        with open_in_memory(after, writable=True) as disk:
-            assert disk.check(Repair.LEAKS).exit_status == 0
-            disk.write(1000, b"on")
-        with open_in_memory(after) as disk:
-            assert disk.read(0, disk.size) == found[:1000] + b"on" + found[1002:]
-            assert not disk.check().findings
-            assert not disk.describe().is_dirty
+
+    def verify(disk: BlockDevice, state: State) -> None:
+        nonlocal unclosed
+        assert isinstance(disk, VmdkImage)
+        found = disk.read(0, disk.size)
+        unclosed += disk.describe().is_dirty
+        with reopen(state, writable=True) as again:
+            assert again.check(Repair.LEAKS).exit_status == 0
+            again.write(1000, b"on")
+        with reopen(state) as again:
+            assert again.read(0, again.size) == found[:1000] + b"on" + found[1002:]
+            assert not again.check().findings
+            assert not again.describe().is_dirty
+
+    assert rig.replay(seed, verify=verify, writes=1) > len(rig.events)
     assert unclosed > 3
 
 
 @pytest.mark.parametrize("sizes", [(34 << 20, 10 * GRAIN), (SIZE + 512, 20 << 20), (512, SIZE)])
 @pytest.mark.parametrize("kind", ["plain", "cowd", "without tables"])
 def test_a_kill_while_the_disk_is_resized(tmp_path: Path, kind: str, sizes: tuple[int, int]) -> None:
-    storage = RecordingStorage(start_image(tmp_path, kind))
-    maker = random.Random(4)
-    may_be = []
-    with open_in_memory(storage, writable=True) as disk:
-        content = disk.read(0, disk.size)
+    rig = CrashRig({"disk": start_image(tmp_path, kind)}, open_it)
+    assert isinstance(rig.disk, VmdkImage)
+    content = bytes(rig.content)
+    may_be = [content]
+    for size in sizes:
+        rig.disk.resize(size, shrink=True)
+        content = content[:size].ljust(size, b"\0")
         may_be.append(content)
-        for size in sizes:
-            disk.resize(size, shrink=True)
-            content = content[:size].ljust(size, b"\0")
-            may_be.append(content)
-    for moment in range(len(storage.changes) + 1):
-        after = MemoryStorage(storage.after_kill(moment, maker))
-        with open_in_memory(after, writable=True) as disk:
+    rig.disk.close()
+    for state in rig.states(4):
+        with reopen(state, writable=True) as disk:
             found = disk.read(0, disk.size)
-            assert any(found == version for version in may_be), f"killed at {moment}, {disk.size} bytes"
+            assert any(found == version for version in may_be), f"after {state.what}, {disk.size} bytes"
             for finding in disk.check().findings:
                 assert finding.severity == "leak" or finding.where == "descriptor: extent 1"
             assert disk.check(Repair.ALL).exit_status == 0
             assert disk.read(0, disk.size) == found
-        with open_in_memory(after) as disk:
+        with reopen(state) as disk:
             assert not disk.check().findings
