@@ -19,6 +19,7 @@ import abc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Self, final
 
 from vdisk.block.extent import Extent, Kind, coalesce
@@ -240,12 +241,16 @@ class BlockDevice(abc.ABC):
             data = extent.storage.read(extent.host, length)
             return data if len(data) == length else data.ljust(length, b"\0")
         buffer = bytearray(length)
-        self._readinto(offset, memoryview(buffer))
+        self._fill(chain((extent,), extents), offset, memoryview(buffer))
         return bytes(buffer)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
-        """The read loop. A filter overrides it to pass the range on."""
-        for extent in self._extents(offset, len(view)):
+        """A range into memory. A filter overrides it, and `_read`, to pass the range on."""
+        self._fill(self._extents(offset, len(view)), offset, view)
+
+    def _fill(self, extents: Iterable[Extent], offset: int, view: memoryview) -> None:
+        """The read loop."""
+        for extent in extents:
             start, length, kind, storage, host, *_ = extent
             part = view[start - offset : start - offset + length]
             if kind is _DATA:

@@ -156,7 +156,10 @@ class VmdkImage(Image):
         return self._resolve(offset, length, 0)
 
     def _read(self, offset: int, length: int) -> bytes:
-        return super()._read(offset, length) if self._only is None else self._only._read(offset, length)
+        if self._only is not None:
+            return self._only._read(offset, length)
+        pieces = self._pieces(offset, length)
+        return b"".join(part.device._read(start - part.start, end - start) for part, start, end in pieces)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
         if self._only is not None:
