@@ -103,7 +103,17 @@ def convert(
             return _conversion(image.format_name, writer_class.FORMAT_NAME, device.size, plan, written)
         with Staging(target, keep=[source, *_files_of(image)]) as staging:
             writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
-            return _convert(device, image.format_name, writer, staging, threads, progress, dry_run, flush)
+            plan = make_plan(device, writer)
+            written = 0
+            if not dry_run:
+                from vdisk.converter.engine import Engine
+
+                engine = Engine(device, writer, plan, threads or _default_threads(), progress)
+                engine.run()
+                writer.finish()
+                staging.commit(flush=flush)
+                written = engine.written_bytes
+            return _conversion(image.format_name, writer.FORMAT_NAME, device.size, plan, written)
 
 
 def convert_from_pipe(
@@ -203,29 +213,6 @@ def _open_source(
     return formats.open(
         source, format=format, backing_format=backing_format, allow=allow, references=references, secret=secret
     )
-
-
-def _convert(
-    device: BlockDevice,
-    source_format: str,
-    writer: Writer,
-    staging: Staging,
-    threads: int | None,
-    progress: Progress | None,
-    dry_run: bool,
-    flush: bool | None,
-) -> Conversion:
-    plan = make_plan(device, writer)
-    written = 0
-    if not dry_run:
-        from vdisk.converter.engine import Engine
-
-        engine = Engine(device, writer, plan, threads or _default_threads(), progress)
-        engine.run()
-        writer.finish()
-        staging.commit(flush=flush)
-        written = engine.written_bytes
-    return _conversion(source_format, writer.FORMAT_NAME, device.size, plan, written)
 
 
 def _conversion(source_format: str, target_format: str, size: int, plan: Plan, written: int) -> Conversion:
