@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from vdisk.cli.common import format_option, human_size
+from vdisk.cli.common import allow_option, format_option, human_size, progress_option
 
 
 @click.command(
@@ -18,9 +18,8 @@ Examples:
 @click.argument("overlay", type=click.Path())
 @format_option("-f", "--format", help="Format of OVERLAY.")
 @format_option("-F", "--backing-format", help="Format of the backing file, where OVERLAY does not name it.")
-@click.option("--allow-external", "allow", multiple=True, type=click.Path(file_okay=False, exists=True), metavar="DIR",
-              help="Let images name files in DIR too. May be repeated.")  # fmt: skip
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal only.")
+@allow_option
+@progress_option
 def command(
     overlay: str, format: str | None, backing_format: str | None, allow: Sequence[str], progress: bool | None
 ) -> None:

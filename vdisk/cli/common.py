@@ -44,6 +44,11 @@ def reference_options(function: _F) -> _F:
     function = click.option(
         "--no-references", is_flag=True, help="Open none of the files that an image names (backing files, extents)."
     )(function)
+    return allow_option(function)
+
+
+def allow_option(function: _F) -> _F:
+    """`--allow-external` alone, for commands that cannot do without the files that an image names."""
     return click.option(
         "--allow-external",
         "allow",
@@ -83,6 +88,13 @@ def secret_option(function: _F) -> _F:
         metavar="WHERE",
         help="Secret of an encrypted image: file:PATH, env:NAME of a variable, or prompt.",
     )(function)
+
+
+def progress_option(function: _F) -> _F:
+    """`--progress`, for `vdisk.cli.progress.bar`."""
+    return click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal only.")(
+        function
+    )
 
 
 def json_option(function: _F) -> _F:

@@ -17,6 +17,7 @@ from vdisk.cli.common import (
     human_size,
     json_option,
     print_json,
+    progress_option,
     reference_options,
     secret_option,
     show_creation_options,
@@ -69,7 +70,7 @@ Examples:
 @click.option(
     "--threads", type=click.IntRange(1, 64), metavar="N", help="So many workers; without it, one a processor."
 )
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal only.")
+@progress_option
 @click.option(
     "--flush/--no-flush", default=None, help="Wait until the disk has it; by default where an image is replaced."
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from vdisk.cli.common import format_option, human_size
+from vdisk.cli.common import allow_option, format_option, human_size, progress_option
 
 
 @click.command(
@@ -22,9 +22,8 @@ Examples:
 @format_option("-f", "--format", help="Format of OVERLAY.")
 @format_option("--old-backing-format", help="Format of the old backing file, where OVERLAY does not name it.")
 @click.option("-u", "--unsafe", is_flag=True, help="Change the name only: for a backing file that was moved.")
-@click.option("--allow-external", "allow", multiple=True, type=click.Path(file_okay=False, exists=True), metavar="DIR",
-              help="Let images name files in DIR too. May be repeated.")  # fmt: skip
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal only.")
+@allow_option
+@progress_option
 def command(
     overlay: str,
     backing: str,
