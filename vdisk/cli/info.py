@@ -18,9 +18,12 @@ Examples:
 )
 @click.argument("image", type=click.Path())
 @click.option("--chain", "--backing-chain", is_flag=True, help="Show the images behind it too.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse a file that could be taken for another format, or that names another file."
+)
 @image_options
 @json_option
-def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
+def command(image: str, chain: bool, strict: bool, as_json: bool, **how: Any) -> None:
     """Say what IMAGE is: format, sizes, backing file, snapshots, and what its format knows.
 
     The JSON has the keys of `qemu-img info --output=json`. Without --chain no file but the image's own is opened.
@@ -30,6 +33,8 @@ def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
     how["references"] = not how.pop("no_references")
     how.pop("secret")  # what an image says of itself is never encrypted
     if chain:
+        if strict:
+            info(image, strict=True, **how)
         found = chain_of(image, **how)
         if as_json:
             print_json(found)
@@ -39,7 +44,7 @@ def command(image: str, chain: bool, as_json: bool, **how: Any) -> None:
                 click.echo()
             _show(one)
         return
-    one = info(image, **how)
+    one = info(image, strict=strict, **how)
     if as_json:
         print_json(one)
     else:
@@ -52,11 +57,17 @@ def _say(name: str, value: object) -> None:
     click.echo(f"{name + ':':<18}{text}")
 
 
+def _format_of(one: dict[str, Any]) -> str:
+    """The format, and from what it was guessed."""
+    guess = one.get("format-guessed-from")
+    return str(one["format"]) if guess is None else f"{one['format']} (guessed from {guess})"
+
+
 def _show(one: dict[str, Any]) -> None:
     """One image for people."""
     lines = [
         ("image", one["filename"]),
-        ("format", one["format"]),
+        ("format", _format_of(one)),
         ("virtual size", f"{human_size(one['virtual-size'])} ({one['virtual-size']} bytes)"),
         ("disk size", human_size(one["actual-size"]) if "actual-size" in one else None),
         ("cluster size", one.get("cluster-size")),

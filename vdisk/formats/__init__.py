@@ -128,6 +128,7 @@ def open(
     references: bool = True,
     gate: Gate | None = None,
     secret: bytes | None = None,
+    strict: bool = False,
 ) -> Image:
     """Open a disk image.
 
@@ -135,6 +136,7 @@ def open(
     image's mark decides. `backing=False` leaves the files behind it alone. `allow` names folders, beside the image's
     own, whose files the image may name; `references=False` forbids all. `gate` is for formats that open an image
     behind another. `secret` unlocks an encrypted image; without it one opens, but its data cannot be read.
+    `strict` refuses a file that could be taken for another format too, and one that names any other file.
 
     Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `OptionError`.
     """
@@ -147,6 +149,11 @@ def open(
     try:
         if row is None:
             row = probe(storage)
+        if strict:
+            from vdisk.formats.marks import refuse_ambiguous
+
+            refuse_ambiguous(storage, row, is_guess=format is None)
+            references = False
         path = path_of(storage)
         if gate is None:
             gate = Gate(path, allow=allow, references=references)
@@ -156,7 +163,16 @@ def open(
     except BaseException:
         storage.close()
         raise
-    return row.image_class().open(storage, request)
+    image = row.image_class().open(storage, request)
+    if strict:
+        from vdisk.formats.marks import refuse_unsafe
+
+        try:
+            refuse_unsafe(image)
+        except BaseException:
+            image.close()
+            raise
+    return image
 
 
 def open_behind(

@@ -19,10 +19,17 @@ def info(
     backing_format: str | None = None,
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
+    strict: bool = False,
 ) -> dict[str, Any]:
-    """What the image at `path` is. The files behind it stay unopened; those that hold its own data are looked at."""
-    with formats.open(path, format=format, allow=allow, references=references, backing=False) as image:
-        return describe(image, os.fspath(path), backing_format)
+    """What the image at `path` is. The files behind it stay unopened; those that hold its own data are looked at.
+
+    Where no `format` is named, `format-guessed-from` says from what it was guessed. `strict` is that of `formats.open`.
+    """
+    with formats.open(path, format=format, allow=allow, references=references, backing=False, strict=strict) as image:
+        found = describe(image, os.fspath(path), backing_format)
+    if format is None:
+        found["format-guessed-from"] = _guess(path, image)
+    return found
 
 
 def chain_of(
@@ -41,7 +48,16 @@ def chain_of(
             if isinstance(layer, Image):
                 found.append(describe(layer, layer.name, backing_format))
             layer = layer.backing
-        return found
+    if format is None:
+        found[0]["format-guessed-from"] = _guess(path, image)  # no other is ever guessed
+    return found
+
+
+def _guess(path: str | os.PathLike[str], image: Image) -> str:
+    from vdisk.formats.marks import guessed_from
+
+    with FileStorage(formats.main_file(path)) as storage:
+        return guessed_from(storage, formats.find_format(image.format_name))
 
 
 def describe(image: Image, filename: str, backing_format: str | None = None) -> dict[str, Any]:
