@@ -5,7 +5,7 @@ A format, overlay or filter supplies hooks, whose names start with an underscore
 =====================  ==========================================================================================
 `_extents`             what this layer holds of a range (may say UNALLOCATED)                            required
 `_survey`              the same for `map()`, finer where that costs more (holes of the file)             optional
-`_decode`              the bytes of a compressed unit that no codec of `codecs.py` decodes               optional
+`_decode`              a compressed unit's bytes, where no codec of `codecs.py` decodes them               optional
 `_begin_write`         called once, under the lock, before the first change of an opened device          optional
 `_place`               store whole blocks that are not there, or may not be overwritten                  to write
 `_zero`, `_discard`    make whole blocks zero, or forget them                                            optional
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Self, final
 
-from vdisk.block.extent import Extent, Kind, coalesce
+from vdisk.block.extent import Encoded, Extent, Kind, coalesce
 from vdisk.errors import Corrupt, OptionError, StorageError
 from vdisk.storage.base import Buffer, Storage
 
@@ -37,6 +37,8 @@ _UNALLOCATED = Kind.UNALLOCATED
 _ZEROS = memoryview(bytes(1 << 20))
 _WRITE_STEP_BYTES = 4 << 20
 _DECODED_UNITS_KEPT_BYTES = 8 << 20
+_READ_TOGETHER_BYTES = 1 << 20
+_GAP_READ_BYTES = 1 << 14
 
 
 class BlockDevice(abc.ABC):
@@ -73,7 +75,7 @@ class BlockDevice(abc.ABC):
         self._lock = threading.RLock()
         self._has_begun = False
         self._is_closed = False
-        self._decoded: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._decoded: OrderedDict[tuple[int, int], Buffer] = OrderedDict()
         self._decoded_bytes = 0
 
     # Reading ---------------------------------------------------------------------------------------------------
@@ -193,14 +195,11 @@ class BlockDevice(abc.ABC):
         """`_extents` for `map()`: may ask the file system for holes, and may come piece by piece."""
         return self._extents(offset, length)
 
-    def _decode(self, extent: Extent) -> bytes:
-        """The whole unit that an ENCODED extent is part of, decoded: `extent.encoded.unit_length` bytes."""
+    def _decode(self, encoded: Encoded, data: memoryview) -> Buffer:
+        """A unit of an ENCODED extent: `encoded.unit_length` bytes, out of the `encoded.host_length` (or, where the
+        storage ends, fewer) that lie in the storage."""
         from vdisk.block.codecs import decode
 
-        encoded, storage = extent.encoded, extent.storage
-        assert encoded is not None
-        assert storage is not None
-        data = storage.read(encoded.host, encoded.host_length)
         try:
             return decode(encoded.codec, data, encoded.unit_length)
         except ValueError as error:
@@ -250,6 +249,7 @@ class BlockDevice(abc.ABC):
 
     def _fill(self, extents: Iterable[Extent], offset: int, view: memoryview) -> None:
         """The read loop."""
+        units: list[Extent] = []
         for extent in extents:
             start, length, kind, storage, host, *_ = extent
             part = view[start - offset : start - offset + length]
@@ -260,12 +260,31 @@ class BlockDevice(abc.ABC):
             elif kind is _ENCODED:
                 encoded = extent.encoded
                 assert encoded is not None
-                at = start - encoded.unit_start
-                part[:] = memoryview(self._decoded_unit(extent))[at : at + length]
+                if length == encoded.unit_length:
+                    units.append(extent)
+                else:
+                    at = start - encoded.unit_start
+                    part[:] = memoryview(self._decoded_unit(extent))[at : at + length]
             elif kind is _UNALLOCATED and self.backing is not None:
                 self.backing._read_through(start, part)
             else:
                 _fill_zeros(part)
+        if units:
+            self._fill_units(units, offset, view)
+
+    def _fill_units(self, units: list[Extent], offset: int, view: memoryview) -> None:
+        """Whole compressed units, those that lie near one another in the storage by one read."""
+        for near in _neighbours(units):
+            first = near[0].encoded
+            assert first is not None
+            end = max(unit.encoded.host + unit.encoded.host_length for unit in near)  # type: ignore[union-attr]
+            data = memoryview(near[0].storage.read(first.host, end - first.host))  # type: ignore[union-attr]
+            for start, length, _, _, _, _, _, encoded, _ in near:
+                assert encoded is not None
+                at = encoded.host - first.host
+                view[start - offset : start - offset + length] = self._decode(
+                    encoded, data[at : at + encoded.host_length]
+                )
 
     def _read_through(self, offset: int, view: memoryview) -> None:
         """Read for a device above, whose disk may be longer than this one."""
@@ -290,7 +309,7 @@ class BlockDevice(abc.ABC):
             if inside < extent.length:
                 yield Extent(extent.start + inside, extent.length - inside, _ZERO, depth=depth)
 
-    def _decoded_unit(self, extent: Extent) -> bytes:
+    def _decoded_unit(self, extent: Extent) -> Buffer:
         """A compressed unit's bytes, from a small cache of the units read last."""
         encoded = extent.encoded
         assert encoded is not None
@@ -300,7 +319,8 @@ class BlockDevice(abc.ABC):
             if unit is not None:
                 self._decoded.move_to_end(key)
                 return unit
-        unit = self._decode(extent)
+        assert extent.storage is not None
+        unit = self._decode(encoded, memoryview(extent.storage.read(encoded.host, encoded.host_length)))
         with self._lock:
             if key not in self._decoded:
                 self._decoded[key] = unit
@@ -422,6 +442,27 @@ class StorageDevice(BlockDevice):
 
     def _close(self) -> None:
         self.storage.close()
+
+
+def _neighbours(units: list[Extent]) -> Iterator[list[Extent]]:
+    """Compressed units in the order of their storage, in groups that one read each brings."""
+    if len(units) > 1:
+        units.sort(key=lambda unit: unit.encoded.host)  # type: ignore[union-attr]
+    near: list[Extent] = []
+    start = end = 0
+    for unit in units:
+        encoded = unit.encoded
+        assert encoded is not None
+        unit_end = encoded.host + encoded.host_length
+        is_near = encoded.host <= end + _GAP_READ_BYTES and unit_end <= start + _READ_TOGETHER_BYTES
+        if near and is_near and unit.storage is near[0].storage:
+            near.append(unit)
+            end = max(end, unit_end)
+            continue
+        if near:
+            yield near
+        near, start, end = [unit], encoded.host, unit_end
+    yield near
 
 
 def _fill_zeros(view: memoryview) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 from vdisk.block.device import BlockDevice, StorageDevice
-from vdisk.block.extent import Extent
+from vdisk.block.extent import Encoded, Extent
 from vdisk.errors import Corrupt, PolicyError, Unsupported
 from vdisk.formats import open_behind
 from vdisk.formats.check import CheckReport, Repair
@@ -24,7 +24,7 @@ from vdisk.formats.qcow2.header import (
 )
 from vdisk.formats.qcow2.refcounts import Refcounts
 from vdisk.formats.qcow2.tables import AES_CODEC, ClusterMap
-from vdisk.storage.base import Storage
+from vdisk.storage.base import Buffer, Storage
 
 if TYPE_CHECKING:
     from vdisk.formats.qcow2.bitmaps import BitmapTracker
@@ -134,15 +134,12 @@ class Qcow2Image(StorageDevice, Image):
     def _extents(self, offset: int, length: int) -> Iterable[Extent]:
         return self.tables.extents(offset, length)
 
-    def _decode(self, extent: Extent) -> bytes:
-        encoded = extent.encoded
-        assert encoded is not None
+    def _decode(self, encoded: Encoded, data: memoryview) -> Buffer:
         if encoded.codec != AES_CODEC:
-            return super()._decode(extent)
+            return super()._decode(encoded, data)
         assert self.encryption is not None
-        data = self.storage.read(encoded.host, encoded.host_length)
         whole = len(data) // 512 * 512
-        return self.encryption.decrypt(encoded.unit_start, data[:whole]).ljust(encoded.unit_length, b"\0")
+        return self.encryption.decrypt(encoded.unit_start, bytes(data[:whole])).ljust(encoded.unit_length, b"\0")
 
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots, oldest first."""

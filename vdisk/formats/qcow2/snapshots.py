@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vdisk.block.device import BlockDevice
-from vdisk.block.extent import Extent
+from vdisk.block.extent import Encoded, Extent
 from vdisk.errors import Corrupt, OptionError, Unsupported
 from vdisk.formats.parse import parse
 from vdisk.formats.qcow2 import structs
 from vdisk.formats.qcow2.header import DATA_FILE, MAX_L1_BYTES, Header
 from vdisk.formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ClusterMap
 from vdisk.formats.qcow2.words import store_big_endian
-from vdisk.storage.base import Storage
+from vdisk.storage.base import Buffer, Storage
 
 if TYPE_CHECKING:
     from vdisk.formats.qcow2.image import Qcow2Image
@@ -159,8 +159,8 @@ class SnapshotDevice(BlockDevice):
     def _extents(self, offset: int, length: int) -> Iterable[Extent]:
         return self._map.extents(offset, length)
 
-    def _decode(self, extent: Extent) -> bytes:
-        return self._image._decode(extent)
+    def _decode(self, encoded: Encoded, data: memoryview) -> Buffer:
+        return self._image._decode(encoded, data)
 
     def _close(self) -> None:
         self.backing = None  # it is the image's
