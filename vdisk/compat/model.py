@@ -9,6 +9,19 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 
+class Finding(NamedTuple):
+    """One thing to know about an image at a target."""
+
+    level: str
+    """"error" (it does not fit), "warning" (it may not start, or not be the same) or "note"."""
+    what: str
+    why: str
+    fix: str = ""
+    """The command that mends it; "" where none does."""
+    in_guest: bool = False
+    """The command is for the system on the disk, not for the image."""
+
+
 class Source(NamedTuple):
     """Where a fact was found."""
 

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vdisk.compat.facts import LOADERS, DiskFacts
-from vdisk.compat.model import Support, Target
+from vdisk.compat.guest_rules import guest_findings
+from vdisk.compat.model import Finding, Support, Target
 from vdisk.compat.table import MODES, size_words
 
 _SUFFIXES = {
@@ -42,17 +43,6 @@ _FEATURES = {
     "zero_extents": "ZERO extents",
     "loose": "no bundle around it",
 }
-
-
-class Finding(NamedTuple):
-    """One thing to know about an image at a target."""
-
-    level: str
-    """"error" (it does not fit), "warning" (it may not start, or not be the same) or "note"."""
-    what: str
-    why: str
-    fix: str = ""
-    """The command that mends it; "" where none does."""
 
 
 @dataclass(slots=True)
@@ -109,6 +99,8 @@ def judge(facts: DiskFacts, target: Target, package: str = "", problems: Iterabl
     findings += _partitions(facts)
     findings += _firmware(facts, target)
     findings += _contents(facts, target)
+    if facts.guest is not None:
+        findings += guest_findings(facts.guest, target)
     return verdict
 
 
