@@ -63,6 +63,7 @@ class DiskFacts:
             "format": self.format,
             "variant": self.variant,
             "virtual-size": self.size_bytes,
+            "sector-size": self.sector_bytes,
             "features": sorted(self.features),
             "partition-table": self.table.kind,
             "backup-gpt": self.table.backup_gpt,

@@ -136,6 +136,9 @@ def _architecture(guest: Guest, target: Target) -> Iterator[Finding]:
 
 def _drivers(guest: Guest, target: Target) -> Iterator[Finding]:
     kernel = _kernel(guest)
+    if not guest.kernels:
+        why = "it may start from one on the EFI partition, which is not looked into: its drivers are not known"
+        yield Finding("note", "no kernel was found in its /boot", why)
     if kernel is None:
         for newest in guest.kernels[:1]:
             what = f"no initramfs was found for its kernel {newest.version}"

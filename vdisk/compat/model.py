@@ -98,7 +98,7 @@ class Target(NamedTuple):
     """The disk's length must be a multiple of so many bytes."""
     firmware: tuple[str, ...] = ("bios", "uefi")
     controllers: tuple[str, ...] = ()
-    """Linux drivers, any one of which finds the boot disk on the target's default machine."""
+    """Linux drivers, any one of which finds the boot disk there; the first is that of the usual controller."""
     profile: str | None = None
     """Profile of the embedded hypervisor that imitates its default machine."""
     forbidden: tuple[str, ...] = ()
