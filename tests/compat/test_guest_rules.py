@@ -307,7 +307,7 @@ def test_the_command_tells_of_the_guest(run: Run, disk: Path, tmp_path: Path) ->
     assert found["image"]["guest-hint"] is None
     (target,) = found["targets"]
     assert target["fits"] is True
-    assert any(one["in_guest"] and "blkid" in one["fix"] for one in target["findings"])
+    assert any(one["in-guest"] and "blkid" in one["fix"] for one in target["findings"])
 
 
 @pytest.mark.peer

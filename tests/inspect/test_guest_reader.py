@@ -172,6 +172,15 @@ def used_sectors(path: Path) -> list[int]:
     return found[:300]
 
 
+@pytest.mark.peer
+def test_a_feature_that_the_reader_does_not_know_is_named(tmp_path: Path) -> None:
+    path = disk_of(tmp_path / "disk.img", 9 << 20)
+    peers.run("mkfs.ext4", "-q", "-F", "-O", "large_dir", "-E", f"offset={START}", path, "8192k")
+    with vdisk.open(path) as disk:
+        (problem,) = guest_on(disk).problems
+    assert problem.startswith("partition 1 (ext4): could not be read: unable to open volume: unsupported incompatible")
+
+
 # The process
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,6 +20,10 @@ class Finding(NamedTuple):
     """The command that mends it; "" where none does."""
     in_guest: bool = False
     """The command is for the system on the disk, not for the image."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name.replace("_", "-"): value for name, value in self._asdict().items()}
 
 
 class Source(NamedTuple):

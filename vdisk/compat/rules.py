@@ -71,7 +71,7 @@ class Verdict:
             "fits": self.fits,
             "listed": self.listed,
             "verified": self.verified,
-            "findings": [finding._asdict() for finding in self.findings],
+            "findings": [finding.as_dict() for finding in self.findings],
             "boot": self.boot,
         }
 

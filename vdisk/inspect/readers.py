@@ -7,6 +7,7 @@ own, and nothing else imports it.
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ KINDS = frozenset(_MODULES)
 """What `Volume` opens, by the names of `vdisk.inspect.filesystems`."""
 _MOST_LOGICAL_VOLUMES = 64
 _LARGEST_FILE_BYTES = 1 << 40
+_CALLS = re.compile(r"(?:^| )(?:py|lib)\w+: ")
 _ERRORS = (OSError, ValueError, TypeError, OverflowError, MemoryError, RuntimeError, SystemError)
 """libyal raises OSError, or what its Python glue does with a value that no Python object can have."""
 
@@ -131,6 +133,6 @@ def _ask(method: Any, *arguments: object) -> Any:
     try:
         return method(*arguments)
     except _ERRORS as error:
-        # libyal tells a whole call stack; its last words are the cause.
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise Unreadable(said[-1].split(": ", 1)[-1][:200]) from None
+        # libyal tells a whole call stack, the Python method first, then from the cause on upwards.
+        said = [part.strip(" .") for part in _CALLS.split(" ".join(str(error).split())) if part]
+        raise Unreadable(": ".join(said[:2])[:200] or type(error).__name__) from None
