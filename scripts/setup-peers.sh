@@ -26,6 +26,8 @@ packages=(
     acpica-tools      # iasl, which reads the firmware's ACPI tables
     debootstrap       # the Debian disk
     e2fsprogs         # mkfs.ext4 -d, e2fsck
+    xfsprogs          # mkfs.xfs -p
+    lvm2              # pvcreate, lvcreate: a guest on a logical volume
     fdisk             # sfdisk
     chromium          # a browser that reports are looked at in
 )

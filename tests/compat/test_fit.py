@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.compat.disks import efi_disk
-from tests.peers import qemu_img
+from tests.peers import libyal_info, qemu_compare, qemu_img, qemu_img_info
 from tests.peers import run as run_peer
 from vdisk import formats
 from vdisk.compat import TARGETS, find_target
@@ -91,6 +91,25 @@ def test_an_azure_vhd_by_rules_of_its_own(tmp_path: Path) -> None:
     assert struct.unpack_from(">Q", footer, 48)[0] == 2 * MIB, "current size"
     assert struct.unpack_from(">I", footer, 60)[0] == 2, "fixed"
     assert (~(sum(footer) - sum(footer[64:68]))) & 0xFFFFFFFF == struct.unpack_from(">I", footer, 64)[0]
+
+
+@pytest.mark.peer
+def test_an_azure_vhd_as_two_other_readers_have_it(tmp_path: Path) -> None:
+    path = made_for("azure", tmp_path)
+    said = libyal_info("vhd", path)
+    assert "Fixed" in said
+    assert f"({path.stat().st_size - 512} bytes)" in said
+    found = qemu_img_info(path, format="vpc")
+    assert found["virtual-size"] == path.stat().st_size - 512, "by the size, not by the geometry"
+    qemu_compare(path, HELLO, formats=("vpc", "raw"), same_size=False)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vmware", "monolithicSparse"), ("workstation", "monolithicSparse"),
+                                            ("esxi", "vmfs")])  # fmt: skip
+def test_vmwares_disks_name_their_controller_and_kind(name: str, kind: str, tmp_path: Path) -> None:
+    head = made_for(name, tmp_path).read_bytes()[:4096]
+    assert b'ddb.adapterType = "lsilogic"' in head
+    assert f'createType="{kind}"'.encode() in head
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_a_loader_elsewhere_is_found_by_variables_only(tmp_path: Path) -> None:
     verdict = verdict_of(other, "kvm")
     assert verdict.fits
     assert "those do not travel with the disk" in whats(verdict, "warning")
+    assert any(one.fix == "grub-install --removable" and one.in_guest for one in verdict.findings)
     convert(other, tmp_path / "efi.vhdx")
     assert not verdict_of(tmp_path / "efi.vhdx", "hyper-v-gen2").fits
 
@@ -156,6 +157,8 @@ def test_a_gpt_that_grew_has_its_backup_in_the_wrong_place(tmp_path: Path) -> No
     examination = examine(path, ["kvm"])
     assert examination.facts.table.backup_gpt == "missing"
     assert "the backup GPT belongs at sector" in whats(examination.verdicts[0], "warning")
+    (fix,) = [one.fix for one in examination.verdicts[0].findings if "backup GPT" in one.what]
+    assert fix.startswith("sgdisk --move-second-header /dev/$(lsblk")
 
 
 @pytest.mark.peer
@@ -202,6 +205,7 @@ def test_the_command_without_for_says_all_and_judges_nothing(run: Run) -> None:
     assert "boots by BIOS:" in ran.out
     found = json.loads(run("compat", SAMPLES / "hello.qcow2", "--json").out)
     assert found["image"]["partition-table"] == "mbr"
+    assert found["image"]["sector-size"] == 512
     assert len(found["targets"]) == len(TARGETS)
     assert run("compat", SAMPLES / "hello.qcow2", "--for", "nowhere").status == 2
     assert run("compat", "/nowhere/disk.qcow2").status == 1

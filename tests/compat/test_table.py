@@ -85,6 +85,29 @@ def test_the_command_shows_the_table(run: Run) -> None:
     assert rows["azure"]["formats"][0]["variants"] == ["fixed"]
 
 
+TYPE_1 = "xen xenserver esxi l4 trango pr-sm hyper-v parallels-server virtage kvm"
+TYPE_2 = (
+    "vmware-server fusion workstation qemu virtual-pc virtual-server parallels-workstation parallels-desktop virtualbox"
+)
+
+
+def test_the_catalogue_has_every_hypervisor_and_every_field_of_it() -> None:
+    kinds = {kind: {entry.name for entry in CATALOGUE if entry.type == kind} for kind in ("1", "2", "container")}
+    assert kinds == {"1": set(TYPE_1.split()), "2": set(TYPE_2.split()), "container": {"docker"}}
+    formats = {row.name for row in FORMATS}
+    targets = {target.name for target in TARGETS}
+    for entry in CATALOGUE:
+        assert entry.title
+        assert entry.maker
+        assert entry.guests
+        assert entry.full or entry.para or entry.type == "container", "a hypervisor virtualizes in some manner"
+        assert entry.hardware in ("needed", "optional", "not used")
+        assert set(entry.formats) <= formats
+        assert entry.target is None or entry.target in targets
+        assert all(entry.machine) or entry.name.startswith("virtual-") if entry.machine else entry.note, "or why none"
+        assert bool(entry.formats) == (entry.machine is not None), "where there is no image there is no machine"
+
+
 def test_the_command_lists_the_catalogue(run: Run) -> None:
     ran = run("compat", "--list")
     for name in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_a_gpt_with_its_backup(tmp_path: Path) -> None:
     assert [(p.start, p.length) for p in table.partitions] == sfdisk_says(path)
     assert [p.type_name for p in table.partitions] == ["EFI system", "BIOS boot", "Linux"]
     assert table.partitions[2].name == "root"
+
+
+@pytest.mark.peer
+def test_a_hybrid_table_names_a_partition_in_the_mbr_too(tmp_path: Path) -> None:
+    path = partitioned(tmp_path / "disk", GPT)
+    with path.open("r+b") as file:
+        file.seek(446 + 16)
+        file.write(struct.pack("<B3xB3xII", 0x80, 0x83, 2048, 2048))
+    table = table_of(path)
+    assert (table.kind, table.backup_gpt) == ("hybrid", "ok")
+    assert [p.type_name for p in table.partitions] == ["EFI system", "BIOS boot", "Linux"]
 
 
 @pytest.mark.peer

@@ -182,5 +182,9 @@ def _say(done: Conversion, verdict: Verdict | None, *, as_json: bool, dry_run: b
         click.echo(f"  passed on    {human_size(done.passed_bytes)} (compressed units as they are)")
         click.echo(f"  left out     {human_size(done.skipped_bytes)} (zeros)")
     if verdict is not None and not as_json:
+        from vdisk.compat.text import fix_words
+
         for finding in verdict.findings:
             click.echo(f"{finding.level}: {finding.what}: {finding.why}", err=True)
+            if finding.in_guest:
+                click.echo(f"  {fix_words(finding)}", err=True)

@@ -11,9 +11,9 @@ from typing import Any
 from vdisk import formats
 from vdisk.compat import TARGETS, find_target
 from vdisk.compat.facts import DiskFacts, collect
-from vdisk.compat.model import Target
+from vdisk.compat.model import Finding, Target
 from vdisk.compat.packages import detect, unpack, work_folder
-from vdisk.compat.rules import Finding, Verdict, judge
+from vdisk.compat.rules import Verdict, judge
 from vdisk.formats.image import Image
 
 

@@ -12,11 +12,14 @@ from vdisk.errors import VdiskError
 from vdisk.formats.image import Description, Image
 from vdisk.inspect.fat import find_file
 from vdisk.inspect.filesystems import FileSystem, recognise
+from vdisk.inspect.guest import Guest
+from vdisk.inspect.guest_reader import EXTRA, PASSED_OVER, READ, Volume, is_available, read_guest
 from vdisk.inspect.partitions import ESP_GUID, Partition, PartitionTable, read_partitions
 
 LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/BOOTAA64.EFI")
 """Where UEFI firmware looks when none of its variables names a loader (UEFI 2.10, 3.5.1.1)."""
 _BIOS_LOADERS = ((b"GRUB", "GRUB"), (b"LILO", "LILO"), (b"isolinux", "ISOLINUX"), (b"SYSLINUX", "syslinux"))
+GUEST_HINT = f"not looked into: pip install '{EXTRA}' makes vdisk tell its name, fstab, drivers, console and cloud-init"
 
 
 @dataclass(slots=True)
@@ -46,6 +49,10 @@ class DiskFacts:
     """Name of the boot loader in the first sector, where it is a known one."""
     geometry_bytes: int | None = None
     """VHD: length of the disk by its geometry."""
+    guest: Guest | None = None
+    """The Linux in it; None where there is no place for one, or no reader (`guest_hint`)."""
+    guest_hint: str = ""
+    """What could be told of a Linux, and how, where its reader is not installed."""
     unreadable: str = ""
     """Why the disk's contents were not looked at: encrypted, or a file behind the image is missing."""
 
@@ -56,6 +63,7 @@ class DiskFacts:
             "format": self.format,
             "variant": self.variant,
             "virtual-size": self.size_bytes,
+            "sector-size": self.sector_bytes,
             "features": sorted(self.features),
             "partition-table": self.table.kind,
             "backup-gpt": self.table.backup_gpt,
@@ -75,6 +83,8 @@ class DiskFacts:
             ],
             "boots-by-bios": self.bios or None,
             "boots-by-uefi": self.uefi or None,
+            "guest": None if self.guest is None else self.guest.as_dict(),
+            "guest-hint": self.guest_hint or None,
             "unreadable": self.unreadable or None,
         }
 
@@ -159,6 +169,23 @@ def _look(disk: BlockDevice, facts: DiskFacts) -> None:
     if not table.partitions and facts.holds("FAT"):
         facts.uefi = next((name for name in LOADERS if find_file(disk, name) is not None), "")
     _judge_boot_sector(disk, facts)
+    _look_into_guest(disk, facts)
+
+
+def _look_into_guest(disk: BlockDevice, facts: DiskFacts) -> None:
+    volumes = [
+        Volume(
+            f"partition {partition.number}" if partition else "the whole disk",
+            found.kind,
+            Window(disk, partition.start, partition.length) if partition else disk,
+        )
+        for partition, found in facts.file_systems
+        if found.kind in (*READ, *PASSED_OVER)
+    ]
+    if volumes and is_available():
+        facts.guest = read_guest(volumes)
+    elif volumes:
+        facts.guest_hint = GUEST_HINT
 
 
 def _judge_boot_sector(disk: BlockDevice, facts: DiskFacts) -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
+
+
+class Finding(NamedTuple):
+    """One thing to know about an image at a target."""
+
+    level: str
+    """"error" (it does not fit), "warning" (it may not start, or not be the same) or "note"."""
+    what: str
+    why: str
+    fix: str = ""
+    """The command that mends it; "" where none does."""
+    in_guest: bool = False
+    """The command is for the system on the disk, not for the image."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name.replace("_", "-"): value for name, value in self._asdict().items()}
 
 
 class Source(NamedTuple):
@@ -85,7 +102,7 @@ class Target(NamedTuple):
     """The disk's length must be a multiple of so many bytes."""
     firmware: tuple[str, ...] = ("bios", "uefi")
     controllers: tuple[str, ...] = ()
-    """Linux drivers, any one of which finds the boot disk on the target's default machine."""
+    """Linux drivers, any one of which finds the boot disk there; the first is that of the usual controller."""
     profile: str | None = None
     """Profile of the embedded hypervisor that imitates its default machine."""
     forbidden: tuple[str, ...] = ()

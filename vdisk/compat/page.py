@@ -25,6 +25,11 @@ def _lines() -> Iterator[str]:
     yield "*after conversion* (by another program) or *no*. The verdict of `vdisk compat IMAGE --for TARGET` follows"
     yield "*verified*. Grades of sources: " + "; ".join(f"{mark} {words}" for mark, words in GRADES.items()) + "."
     yield ""
+    yield "*Disk drivers* are Linux's, any one of which finds the disk there; the first is that of the usual"
+    yield "controller. With the extra `inspect` (`pip install 'vdisk-toolkit[inspect]'`) they are held against the"
+    yield "initramfs of the newest kernel on it, and its fstab, boot entries, console, cloud-init and architecture"
+    yield "are held against the target."
+    yield ""
     yield "## Where the two differ"
     yield ""
     for line in differences_of(TARGETS):

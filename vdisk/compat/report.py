@@ -9,9 +9,10 @@ from typing import Any
 from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Kind
 from vdisk.compat.examine import Examination
+from vdisk.compat.guest_rules import guest_rows
 from vdisk.compat.rules import Verdict
 from vdisk.compat.table import size_words
-from vdisk.compat.text import because, boot_words, claims, fits_words
+from vdisk.compat.text import because, boot_words, claims, fits_words, fix_words
 
 _COLUMNS, _ROWS = 96, 16
 _CELL, _GAP = 8, 1
@@ -55,6 +56,7 @@ def _page(examination: Examination, disk: BlockDevice) -> Iterator[str]:
             ("size", _text(size_words(facts.size_bytes))),
             ("boots by BIOS", _text(facts.bios or "no")),
             ("boots by UEFI", _text(facts.uefi or "no")),
+            *((what.rstrip(":"), _text(said)) for what, said in guest_rows(facts.guest, facts.guest_hint)),
         ],
     )
     yield "<h2>Targets</h2>"
@@ -106,7 +108,7 @@ def _findings(verdicts: Sequence[Verdict]) -> Iterator[str]:
             continue
         yield f"<details{' open' * (len(verdicts) <= _MOST_OPEN)}><summary>{_text(verdict.target.title)}</summary><ul>"
         for finding in verdict.findings:
-            fix = f"<br><code>{_text(finding.fix)}</code>" if finding.fix else ""
+            fix = f"<br><code>{_text(fix_words(finding))}</code>" if finding.fix else ""
             yield f"<li><b>{finding.level}</b> {_text(finding.what)}: {_text(finding.why)}{fix}</li>"
         yield "</ul></details>"
 

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vdisk.compat.facts import LOADERS, DiskFacts
-from vdisk.compat.model import Support, Target
+from vdisk.compat.guest_rules import guest_findings
+from vdisk.compat.model import Finding, Support, Target
 from vdisk.compat.table import MODES, size_words
 
 _SUFFIXES = {
@@ -44,17 +45,6 @@ _FEATURES = {
 }
 
 
-class Finding(NamedTuple):
-    """One thing to know about an image at a target."""
-
-    level: str
-    """"error" (it does not fit), "warning" (it may not start, or not be the same) or "note"."""
-    what: str
-    why: str
-    fix: str = ""
-    """The command that mends it; "" where none does."""
-
-
 @dataclass(slots=True)
 class Verdict:
     """An image at one target."""
@@ -81,7 +71,7 @@ class Verdict:
             "fits": self.fits,
             "listed": self.listed,
             "verified": self.verified,
-            "findings": [finding._asdict() for finding in self.findings],
+            "findings": [finding.as_dict() for finding in self.findings],
             "boot": self.boot,
         }
 
@@ -109,6 +99,8 @@ def judge(facts: DiskFacts, target: Target, package: str = "", problems: Iterabl
     findings += _partitions(facts)
     findings += _firmware(facts, target)
     findings += _contents(facts, target)
+    if facts.guest is not None:
+        findings += guest_findings(facts.guest, target)
     return verdict
 
 
@@ -239,13 +231,19 @@ def _file(facts: DiskFacts, target: Target, package: str, fix: str) -> Iterator[
             yield Finding("error", problem, "Azure looks at the footer and at the file's length", fix)
 
 
+_ROOT_DISK = "/dev/$(lsblk -nro PKNAME $(findmnt -nro SOURCE /))"
+"""The disk that the guest runs from, as its shell finds it."""
+
+
 def _partitions(facts: DiskFacts) -> Iterator[Finding]:
     if facts.unreadable:
         yield Finding("warning", "the disk's contents were not looked at", facts.unreadable)
         return
     table = facts.table
     for problem in table.problems:
-        yield Finding("warning", f"partition table: {problem}", "what repairs the table by itself may ask, or refuse")
+        fix = f"sgdisk --move-second-header {_ROOT_DISK}" if problem.startswith("the backup GPT belongs") else ""
+        why = "what repairs the table by itself may ask, or refuse"
+        yield Finding("warning", f"partition table: {problem}", why, fix, bool(fix))
     if table.kind in ("gpt", "hybrid") and table.sector_bytes != facts.sector_bytes:
         yield Finding(
             "error",
@@ -254,7 +252,10 @@ def _partitions(facts: DiskFacts) -> Iterator[Finding]:
         )
     active = [partition.number for partition in table.partitions if partition.is_active]
     if table.kind == "mbr" and len(active) > 1:
-        yield Finding("warning", f"partitions {active} are all active", "boot code of DOS and Windows refuses that")
+        fix = f"sfdisk --activate {_ROOT_DISK} {active[0]}"
+        yield Finding(
+            "warning", f"partitions {active} are all active", "boot code of DOS and Windows refuses that", fix, True
+        )
 
 
 def _firmware(facts: DiskFacts, target: Target) -> Iterator[Finding]:
@@ -268,6 +269,8 @@ def _firmware(facts: DiskFacts, target: Target) -> Iterator[Finding]:
                 "error" if target.firmware == ("uefi",) else "warning",
                 f"the EFI system partition has no {' or '.join(path.rpartition('/')[2] for path in LOADERS)}",
                 "UEFI finds another loader only by variables, and those do not travel with the disk",
+                "grub-install --removable",
+                True,
             )
         else:
             yield Finding("note", "nothing on the disk boots by BIOS or UEFI", "it can be a second disk")

@@ -8,7 +8,9 @@ from typing import Any
 
 from vdisk.compat.examine import Examination
 from vdisk.compat.facts import DiskFacts
-from vdisk.compat.rules import Finding, Verdict
+from vdisk.compat.guest_rules import guest_rows
+from vdisk.compat.model import Finding
+from vdisk.compat.rules import Verdict
 from vdisk.compat.table import MODES, columns, size_words
 
 _WIDTH = 116
@@ -64,13 +66,19 @@ def claims(verdict: Verdict) -> tuple[str, str]:
 
 
 def because(verdict: Verdict) -> str:
-    """The first thing that speaks against it, and the conversion that mends it."""
-    errors = [finding for finding in verdict.findings if finding.level == "error"]
-    if not errors:
+    """The first thing that speaks against it, and the command that mends it; for want of any, the first doubt."""
+    found = [[finding for finding in verdict.findings if finding.level == level] for level in ("error", "warning")]
+    against = found[0] or found[1]
+    if not against:
         return ""
-    first = errors[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{first.what}{more}{f': {first.fix}' if first.fix else ''}"
+    first = against[0]
+    more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
+    return f"{first.what}{more}{f': {fix_words(first)}' if first.fix and found[0] else ''}"
+
+
+def fix_words(finding: Finding) -> str:
+    """The command that mends it, and where to run it if that is in the guest."""
+    return f"in the guest: {finding.fix}" if finding.in_guest else finding.fix
 
 
 def facts_text(facts: DiskFacts, package: str) -> Iterator[str]:
@@ -97,6 +105,7 @@ def facts_text(facts: DiskFacts, package: str) -> Iterator[str]:
             rows.append(("", f"{partition.number}: {partition.type_name}{active}: {found.kind or 'not known'}"))
         rows.append(("boots by BIOS:", facts.bios or "no"))
         rows.append(("boots by UEFI:", facts.uefi or "no"))
+        rows += guest_rows(facts.guest, facts.guest_hint)
     yield from columns(rows)
 
 
@@ -114,4 +123,4 @@ def _finding(finding: Finding, indent: str = "") -> Iterator[str]:
     line = f"{finding.level}: {finding.what}: {finding.why}"
     yield from textwrap.wrap(line, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
     if finding.fix:
-        yield f"{indent}  {finding.fix}"
+        yield f"{indent}  {fix_words(finding)}"

@@ -7,17 +7,11 @@ from typing import Any
 
 from vdisk.block.device import BlockDevice
 from vdisk.compat.examine import Examination
-from vdisk.compat.model import Target
-from vdisk.compat.rules import Finding
+from vdisk.compat.guest_rules import own_bus_notes
+from vdisk.compat.model import Finding, Target
 from vdisk.hv.boot import BootResult
 from vdisk.hv.profiles import DRIVERS, find_profile
 from vdisk.serve.engines import boot
-
-_OWN_BUSES = {
-    "hv_storvsc": "VMBus, Hyper-V's own",
-    "xen-blkfront": "xenbus, Xen's own",
-}
-"""Drivers of disks on buses that the embedded hypervisor does not have."""
 
 
 def try_boots(
@@ -38,9 +32,10 @@ def try_boots(
     results: dict[str, BootResult] = {}
     for verdict in examination.verdicts:
         target = verdict.target
+        buses = own_bus_notes(examination.facts.guest, target)
         refused = _why_not(examination, target)
         if refused:
-            verdict.boot = {"tried": False, "reason": refused, "notes": own_bus_notes(target)}
+            verdict.boot = {"tried": False, "reason": refused, "notes": buses}
             verdict.findings.append(Finding("note", "it was not booted", refused))
             continue
         assert target.profile is not None
@@ -54,11 +49,11 @@ def try_boots(
             "tried": True,
             **result.as_dict(),
             "imitates": what_it_imitates(target.profile),
-            "notes": [*result.notes, *own_bus_notes(target)],
+            "notes": [*result.notes, *buses],
         }
         if not result.ok:
             verdict.findings.append(_failure(result, target.profile))
-        verdict.findings += [Finding("note", "the boot shows not everything", note) for note in own_bus_notes(target)]
+        verdict.findings += [Finding("note", "the boot shows not everything", note) for note in buses]
 
 
 def _why_not(examination: Examination, target: Target) -> str:
@@ -80,15 +75,6 @@ def _failure(result: BootResult, profile: str) -> Finding:
     if result.kind == "timeout":
         return Finding("warning", f"the boot as {profile} was not over in time", f"{result.reason}; see --timeout")
     return Finding("error", f"it does not boot as {profile} ({result.kind})", result.reason)
-
-
-def own_bus_notes(target: Target) -> list[str]:
-    """The drivers that a guest needs for buses which no profile has."""
-    return [
-        f"there the guest finds its disk by {bus}, which no profile has: it needs the driver {driver}"
-        for driver, bus in _OWN_BUSES.items()
-        if driver in target.controllers
-    ]
 
 
 def what_it_imitates(name: str) -> dict[str, Any]:

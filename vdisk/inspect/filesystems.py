@@ -6,11 +6,12 @@ Offsets and magics are those of each system's own documentation or headers (Linu
 from __future__ import annotations
 
 import struct
+import uuid
 from typing import NamedTuple
 
 from vdisk.block.device import BlockDevice
 
-_HEAD_BYTES = 128 << 10
+HEAD_BYTES = 128 << 10
 """Every magic below lies in the first 128 KiB."""
 
 _MAGICS: tuple[tuple[str, int, bytes], ...] = (
@@ -52,7 +53,16 @@ class FileSystem(NamedTuple):
 
 def recognise(device: BlockDevice) -> FileSystem:
     """What a device, a whole disk or a partition's window, holds."""
-    head = device.read(0, min(_HEAD_BYTES, device.size))
+    found = recognise_head(device.read(0, min(HEAD_BYTES, device.size)))
+    if not found.kind:
+        from vdisk.inspect.fat import is_fat
+
+        return FileSystem("FAT") if is_fat(device) else found
+    return found
+
+
+def recognise_head(head: bytes) -> FileSystem:
+    """The same by the first `HEAD_BYTES` alone; FAT, which has no magic, is not told."""
     for kind, offset, magic in _MAGICS:
         if head[offset : offset + len(magic)] == magic:
             return FileSystem(kind, *_xfs_names(head)) if kind == "XFS" else FileSystem(kind)
@@ -61,9 +71,7 @@ def recognise(device: BlockDevice) -> FileSystem:
     superblock = head[_EXT_AT : _EXT_AT + 1024]
     if len(superblock) == 1024 and struct.unpack_from("<H", superblock, 56)[0] == _EXT_MAGIC:
         return _ext(superblock)
-    from vdisk.inspect.fat import is_fat
-
-    return FileSystem("FAT") if is_fat(device) else FileSystem("")
+    return FileSystem("")
 
 
 def _ext(superblock: bytes) -> FileSystem:
@@ -83,6 +91,4 @@ def _text(raw: bytes) -> str:
 
 
 def _uuid(raw: bytes) -> str:
-    import uuid
-
     return str(uuid.UUID(bytes=raw))

@@ -1,0 +1,120 @@
+"""The process that reads a guest's files: see `vdisk.inspect.guest_reader`, which starts it and answers it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+# All that is needed is imported before the limits are set: afterwards no file can be opened.
+import lz4.block  # noqa: F401
+import zstandard  # noqa: F401
+
+from vdisk.inspect.filesystems import HEAD_BYTES, recognise_head
+from vdisk.inspect.guest import Guest
+from vdisk.inspect.guest_reader import DONE, LONGEST_READ_BYTES, PASSED_OVER, REQUEST
+from vdisk.inspect.readers import KINDS, Volume, logical_volumes
+from vdisk.inspect.survey import Mounted, survey
+from vdisk.inspect.tree import Unreadable
+
+_MEMORY_BYTES = 2 << 30
+_PROCESSOR_SECONDS = 40
+
+
+class RemoteFile(io.RawIOBase):
+    """A volume of the disk: its bytes come over the pipe."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self._number, self._size, self._position = number, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def get_size(self) -> int:
+        """libyal asks for this."""
+        return self._size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = max(0, min(len(buffer), self._size - self._position, LONGEST_READ_BYTES))
+        if count:
+            sys.stdout.buffer.write(REQUEST.pack(self._number, self._position, count))
+            sys.stdout.buffer.flush()
+            data = sys.stdin.buffer.read(count)
+            if len(data) < count:
+                raise OSError("the disk cannot be read")
+            buffer[:count] = data
+            self._position += count
+        return count
+
+
+def limit() -> None:
+    """Set a bound to memory and time; no file, socket or process from here on. Only POSIX has such bounds."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        bounds = (
+            (resource.RLIMIT_AS, _MEMORY_BYTES),
+            (resource.RLIMIT_CPU, _PROCESSOR_SECONDS),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_NOFILE, 3),
+        )
+        for which, most in bounds:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(which, (most, most))
+
+
+def main() -> None:
+    """Read the volumes' list, look, and send the guest."""
+    volumes = json.loads(sys.stdin.buffer.readline())
+    limit()
+    guest = Guest()
+    mounted: list[Mounted] = []
+    for number, volume in enumerate(volumes):
+        title, kind = volume["title"], volume["kind"]
+        file = RemoteFile(number, volume["size"])
+        try:
+            if kind == "LVM":
+                _mount_logical(title, file, mounted, guest)
+            else:
+                mounted.append(Mounted(f"{title} ({kind})", Volume(kind, file)))
+        except Unreadable as error:
+            guest.problems.append(f"{title} ({kind}): could not be read: {error}")
+    survey(mounted, guest)
+    said = json.dumps(asdict(guest)).encode()
+    sys.stdout.buffer.write(REQUEST.pack(DONE, 0, len(said)) + said)
+    sys.stdout.buffer.flush()
+
+
+def _mount_logical(title: str, file: RemoteFile, mounted: list[Mounted], guest: Guest) -> None:
+    """The file systems in a volume group."""
+    for volume in logical_volumes(file):
+        name = f"{title}, LVM {volume.title}"
+        try:
+            kind = recognise_head(volume.read_at(0, HEAD_BYTES)).kind
+            if kind in KINDS:
+                mounted.append(Mounted(f"{name} ({kind})", Volume(kind, volume)))
+            elif kind in PASSED_OVER:
+                guest.passed_over.append(f"{name}: {kind}")
+        except Unreadable as error:
+            guest.problems.append(f"{name}: could not be read: {error}")
+
+
+if __name__ == "__main__":
+    main()
