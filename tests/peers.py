@@ -49,6 +49,11 @@ _PACKAGES = {
     "iasl": "acpica-tools",
     "debootstrap": "debootstrap",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "losetup": "mount",
+    "pvcreate": "lvm2",
+    "vgcreate": "lvm2",
+    "lvcreate": "lvm2",
     "sfdisk": "fdisk",
     "grub-mkrescue": "grub-common",
     "chromium": "chromium",
@@ -237,7 +242,8 @@ def libyal_info(format: str, path: str | Path) -> str:
 
 def sevenzip_sha256(path: str | Path, *, kind: str) -> str:
     """The sha256 of the guest's disk as 7z reads it. `kind` is 7z's name of the format: QCOW, VMDK, VDI, VHD, VHDX."""
-    command = [require("7z"), "e", "-so", f"-t{kind}", str(path)]
+    program = "7zz" if shutil.which("7zz") else "7z"  # Debian's package has had the one name and the other
+    command = [require(program), "e", "-so", f"-t{kind}", str(path)]
     digest = hashlib.sha256()
     # A pipe, so that a disk of many gigabytes does not pass through memory or a file.
     pipe = subprocess.PIPE
