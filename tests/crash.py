@@ -17,7 +17,7 @@ not, sector by sector.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -149,29 +149,7 @@ class CrashRig:
 
     def states(self, seed: int, *, every: int = 1, mixtures: int = 1) -> Iterator[State]:
         """Every `every`th prefix, and as many mixtures of each as `mixtures`."""
-        maker = random.Random(seed)
-        files = {name: bytearray(data) for name, data in self._start.items()}
-        durable = {name: bytearray(data) for name, data in self._start.items()}
-        waiting: list[Event] = []  # what no flush has followed yet
-        for number, event in enumerate(self.events, 1):
-            if event.kind == "flush":
-                for past in waiting:
-                    if past.file == event.file:
-                        _apply(durable, past)
-                waiting = [past for past in waiting if past.file != event.file]
-            else:
-                _apply(files, event)
-                waiting.append(event)
-            if number % every and number != len(self.events):
-                continue
-            yield State(f"the first {number} events", number, {name: data[:] for name, data in files.items()})
-            for _ in range(mixtures if waiting else 0):
-                mixed = {name: data[:] for name, data in durable.items()}
-                kept = maker.choice([0.2, 0.5, 0.9])
-                for past in waiting:
-                    if maker.random() < kept:
-                        _apply(mixed, past, maker if maker.random() < 0.3 else None)
-                yield State(f"some of the first {number} events, seed {seed}", number, mixed)
+        return crash_states(self._start, self.events, seed, every=every, mixtures=mixtures)
 
     def replay(
         self,
@@ -228,6 +206,36 @@ class CrashRig:
         assert again.read(0, again.size) == model, "it does not hold what was written after the crash"
         _check_sound(again)
         again.close()
+
+
+def crash_states(
+    start: Mapping[str, bytes], events: Sequence[Event], seed: int, *, every: int = 1, mixtures: int = 1
+) -> Iterator[State]:
+    """What files that were `start` could hold after a loss of power amid `events`: every `every`th prefix, and as
+    many mixtures of each as `mixtures`."""
+    maker = random.Random(seed)
+    files = {name: bytearray(data) for name, data in start.items()}
+    durable = {name: bytearray(data) for name, data in start.items()}
+    waiting: list[Event] = []  # what no flush has followed yet
+    for number, event in enumerate(events, 1):
+        if event.kind == "flush":
+            for past in waiting:
+                if past.file == event.file:
+                    _apply(durable, past)
+            waiting = [past for past in waiting if past.file != event.file]
+        else:
+            _apply(files, event)
+            waiting.append(event)
+        if number % every and number != len(events):
+            continue
+        yield State(f"the first {number} events", number, {name: data[:] for name, data in files.items()})
+        for _ in range(mixtures if waiting else 0):
+            mixed = {name: data[:] for name, data in durable.items()}
+            kept = maker.choice([0.2, 0.5, 0.9])
+            for past in waiting:
+                if maker.random() < kept:
+                    _apply(mixed, past, maker if maker.random() < 0.3 else None)
+            yield State(f"some of the first {number} events, seed {seed}", number, mixed)
 
 
 def _check_sound(disk: BlockDevice) -> None:

@@ -21,6 +21,11 @@ class Answer(Generic[_T]):
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether `take` would not have to wait."""
+        return not self._queue.empty()
+
     def take(self) -> _T:
         """Wait for the task; returns what it returned, or raises what it raised. To be called once."""
         value, error = self._queue.get()

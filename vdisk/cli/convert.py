@@ -41,6 +41,7 @@ Examples:
   vdisk convert machine.qcow2 machine.vhd --for azure
   vdisk convert machine.qcow2 machine.tar.gz --for gcp
   vdisk convert machine.vmdk - -O qcow2 | ssh host 'cat > machine.qcow2'
+  vdisk convert --resume big.vmdk big.qcow2
   zcat machine.img.gz | vdisk convert - machine.qcow2 -f raw
   vdisk convert -O vhd -o help"""
 )
@@ -74,6 +75,11 @@ Examples:
 @click.option(
     "--flush/--no-flush", default=None, help="Wait until the disk has it; by default where an image is replaced."
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the work of an interrupted run beside TARGET (TARGET.vdisk-resume), and go on from there.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan, say what would be done, and leave no target.")
 @reference_options
 @json_option
@@ -95,6 +101,7 @@ def command(
     threads: int | None,
     progress: bool | None,
     flush: bool | None,
+    resume: bool,
     dry_run: bool,
     allow: Sequence[str],
     no_references: bool,
@@ -104,7 +111,10 @@ def command(
 
     TARGET appears when it is whole; an image that stood there is then replaced, and is as it was if anything fails.
     SOURCE - is a raw disk on standard input (-f raw), TARGET - an image of the format -O on standard output, either
-    a pipe. With --for the exit status is 1 if there is something that no conversion can mend.
+    a pipe. With --resume the same command goes on after an interrupt, a full disk or a loss of power; it is refused if
+    the source or an option has changed meanwhile.
+
+    With --for the exit status is 1 if there is something that no conversion can mend.
     """
     if asks_for_help(options):
         from vdisk.converter import target_writer
@@ -117,6 +127,8 @@ def command(
         raise click.UsageError("--for decides the format: -O and -B do not go with it.")
     if "-" in (source, target) and target_name is not None:
         raise click.UsageError("--for does not go with a pipe.")
+    if resume and ("-" in (source, target) or dry_run):
+        raise click.UsageError("--resume goes neither with a pipe nor with --dry-run.")
     if size is not None and source != "-":
         raise click.UsageError("--size says how long the disk out of a pipe is: SOURCE is to be -.")
     if source == "-" and source_format != "raw":
@@ -143,6 +155,7 @@ def command(
             "references": not no_references,
             "dry_run": dry_run,
             "flush": flush,
+            "resume": resume,
         }
         if target_name is not None:
             from vdisk.compat.fit import convert_for
@@ -152,7 +165,7 @@ def command(
             how |= {"target_format": target_format, "backing": backing, "backing_format": backing_format}
             goal = _output_pipe() if target == "-" else target
             if source == "-":
-                only = ("source_format", "source_backing_format", "snapshot", "disk", "secret", "dry_run")
+                only = ("source_format", "source_backing_format", "snapshot", "disk", "secret", "dry_run", "resume")
                 how = {name: value for name, value in how.items() if name not in only}
                 done = convert_from_pipe(InputPipe(size=size), goal, **how)
             else:

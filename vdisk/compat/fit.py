@@ -56,6 +56,8 @@ def convert_for(
             options.pop("subformat", None)
         _refuse_wrong_name(path, target_name, recipe)
         done = convert(source, path, target_format=made, options=options, flush=flush, **settings)
+    elif how.get("resume"):
+        raise OptionError(f"{path}: what {target_name} takes is packed after it was converted, and cannot be resumed")
     else:
         with work_folder(path) as folder:
             disk = folder / f"disk.{recipe.format}"

@@ -13,6 +13,7 @@ from vdisk.block.filters import Prolonged
 from vdisk.converter.plan import Action, Plan, make_plan
 from vdisk.errors import OptionError
 from vdisk.formats.image import Backing, Image, Writer
+from vdisk.storage.kept import discard_kept
 from vdisk.storage.staging import Staging
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Conversion(NamedTuple):
     skipped_bytes: int
     written_bytes: int
     """What the target holds; 0 with `dry_run`."""
+    resumed_bytes: int = 0
+    """Of those read and passed on: what an earlier, interrupted run had done."""
 
 
 def convert(
@@ -57,6 +60,7 @@ def convert(
     flush: bool | None = None,
     size_multiple: int = 1,
     smallest_bytes: int = 0,
+    resume: bool = False,
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
 
@@ -68,12 +72,17 @@ def convert(
     replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `progress` is
     called with the bytes done and the bytes in all.
 
+    With `resume` an interrupted conversion leaves its work in a folder beside the target, and the same call goes on
+    from there (`vdisk.converter.resume`); one that has nothing to go on with begins.
+
     A target that is a pipe gets one file of a format that is named, and cannot take back what has gone when
     something fails; most formats read the source twice for it (`vdisk.converter.stream`).
 
-    Raises a `VdiskError`; nothing of the target is left then.
+    Raises a `VdiskError`; nothing of the target is left then, but for what `resume` keeps.
     """
     path = target if isinstance(target, (str, os.PathLike)) else "-"
+    if resume and (dry_run or not isinstance(target, (str, os.PathLike))):
+        raise OptionError(f"{os.fspath(path)}: {'a dry run' if dry_run else 'a pipe'} cannot be resumed")
     writer_class = target_writer(path, target_format)
     allow = list(allow)
     with contextlib.ExitStack() as stack:
@@ -101,7 +110,39 @@ def convert(
                 dry_run=dry_run,
             )
             return _conversion(image.format_name, writer_class.FORMAT_NAME, device.size, plan, written)
-        with Staging(target, keep=[source, *_files_of(image)]) as staging:
+        keep = [os.fspath(source), *_files_of(image)]
+        if resume:
+            from vdisk.converter.resume import convert_kept, fields_of
+
+            asked = {
+                "source format": image.format_name,
+                "format behind the source": source_backing_format,
+                "snapshot": snapshot,
+                "disk of the package": disk,
+                "target": os.path.abspath(target),
+                "target format": writer_class.FORMAT_NAME,
+                "compression": compress,
+                "backing file": backing,
+                "format of the backing file": backing_format,
+                "size of the disk": size,
+            }
+            files = [*keep, *([] if named is None else _files_of(named.device))]
+            done = convert_kept(
+                device,
+                writer_class,
+                target,
+                options or {},
+                fields=fields_of(source, files, writer_class, options or {}, asked),
+                keep=keep,
+                compress=compress,
+                backing=named,
+                threads=threads or _default_threads(),
+                progress=progress,
+                flush=flush,
+            )
+            made = _conversion(image.format_name, writer_class.FORMAT_NAME, size, done.plan, done.written_bytes)
+            return made._replace(resumed_bytes=done.resumed_bytes)
+        with Staging(target, keep=keep) as staging:
             writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
             plan = make_plan(device, writer)
             written = 0
@@ -112,6 +153,7 @@ def convert(
                 engine.run()
                 writer.finish()
                 staging.commit(flush=flush)
+                discard_kept(target)
                 written = engine.written_bytes
             return _conversion(image.format_name, writer.FORMAT_NAME, device.size, plan, written)
 

@@ -48,13 +48,21 @@ class Engine:
     """One conversion from a device to a writer."""
 
     def __init__(
-        self, source: BlockDevice, writer: Writer, plan: Plan, threads: int, progress: Progress | None
+        self,
+        source: BlockDevice,
+        writer: Writer,
+        plan: Plan,
+        threads: int,
+        progress: Progress | None,
+        stored: Callable[[int], None] | None = None,
     ) -> None:
+        """`stored` is called, where room is given, with an offset before which all that is to be written has been."""
         self._source = source
         self._writer = writer
         self._plan = plan
         self._threads = threads
         self._progress = progress
+        self._stored = stored
         self._unit_bytes = writer.unit_bytes
         self._piece_bytes = max(_PIECE_BYTES // writer.unit_bytes, 1) * writer.unit_bytes
         self._behind = None if writer.backing is None else writer.backing.device
@@ -100,6 +108,8 @@ class Engine:
         length, answer = item
         piece = answer.take()
         self._store(piece)
+        if self._stored is not None:
+            self._stored(piece.start + piece.length)
         self._buffers.append(piece.buffer)
         if self._progress is not None:
             self._progress(done + length, max(total, done + length))

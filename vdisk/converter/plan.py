@@ -50,6 +50,14 @@ class Plan:
         else:
             steps.extend((action, start, end - start))
 
+    def rest(self, offset: int) -> Plan:
+        """What of it lies at `offset` and behind."""
+        rest = Plan()
+        for action, start, length in self:
+            if start + length > offset:
+                rest.add(action, max(start, offset), start + length)
+        return rest
+
     def __iter__(self) -> Iterator[Step]:
         for at in range(0, len(self._steps), 3):
             action, start, length = self._steps[at : at + 3]

@@ -18,6 +18,7 @@ from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent, Kind
 from vdisk.converter.engine import Engine, Progress, Work
 from vdisk.converter.plan import Action, Plan
+from vdisk.converter.wrapped import WrappedWriter
 from vdisk.errors import OptionError, StorageError
 from vdisk.formats.image import Placement, Writer
 from vdisk.storage.base import Buffer, Storage
@@ -129,18 +130,7 @@ class _Nowhere(DraftStorage):
         pass
 
 
-class _Layout(Writer):
-    """A writer between the engine and the real one."""
-
-    def __init__(self, inner: Writer) -> None:
-        self.FORMAT_NAME = inner.FORMAT_NAME  # type: ignore[misc]
-        self.inner = inner
-        self.size, self.unit_bytes = inner.size, inner.unit_bytes
-        self.codec, self.level, self.must_encode = inner.codec, inner.level, inner.must_encode
-        self.backing = inner.backing
-
-
-class _Draft(_Layout):
+class _Draft(WrappedWriter):
     """The first pass: notes where the writer gives room, and lets no data through."""
 
     def __init__(self, inner: Writer, storage: DraftStorage) -> None:
@@ -172,14 +162,8 @@ class _Draft(_Layout):
         if storage is not self._storage:
             raise OptionError(f"{self.FORMAT_NAME}: with these options it cannot go to a pipe")
 
-    def zero(self, offset: int, length: int) -> None:
-        self.inner.zero(offset, length)
 
-    def finish(self) -> None:
-        self.inner.finish()
-
-
-class _Replay(_Layout):
+class _Replay(WrappedWriter):
     """The second pass: gives the room that the first one noted."""
 
     def __init__(self, draft: _Draft, pipe: OutputPipe, source_name: str) -> None:

@@ -132,6 +132,8 @@ class Writer(abc.ABC):
     """When set, `place_encoded` takes units compressed by this codec (`vdisk.block.codecs`), one unit a call."""
     level: int | None = None
     """The codec's level, where the user chose one."""
+    resumes: bool = True
+    """Another writer, made in the same way, gives the same room and finds the data in it: not with a key of its own."""
     holes_are_zeros: bool = True
     """Bytes of a place that nobody writes read as zeros; where not (encryption), a unit is to be written whole."""
     must_encode: bool = False

@@ -36,9 +36,9 @@ class Staging:
         """The target is to be a folder: files get their names in it. None may stand there yet."""
         if self.target.exists():
             raise StorageError(str(self.target), "create", "exists, and a folder does not replace it")
-        folder = self.target.with_name(f".{self.target.name}{self._suffix}")
+        folder = self._temporary_of(self.target)
         try:
-            folder.mkdir()
+            self._make_folder(folder)
         except OSError as error:
             raise StorageError(str(self.target), "create", error) from error
         self._folder = folder
@@ -53,14 +53,24 @@ class Staging:
             raise OptionError(f"{final}: is a file of the source; choose another name for the target")
         if final in self._files:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
-        temporary = (
-            final.with_name(f".{final.name}{self._suffix}") if self._folder is None else self._folder / final.name
-        )
+        temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
         self._temporary.add(temporary)  # before it is there: a signal may come in between
-        storage = FileStorage(temporary, create=True)
+        storage = self._open(temporary)
         storage.name = str(final)  # errors speak of the file that the user asked for
         self._files[final] = storage
         return storage
+
+    def _make_folder(self, temporary: Path) -> None:
+        temporary.mkdir()
+
+    def _temporary_of(self, final: Path) -> Path:
+        return final.with_name(f".{final.name}{self._suffix}")
+
+    def _open(self, temporary: Path) -> FileStorage:
+        return FileStorage(temporary, create=True)
+
+    def _settled(self) -> None:
+        """Called when all files are written, and flushed if they are to be, before the first one is renamed."""
 
     def commit(self, *, flush: bool | None = None) -> None:
         """Rename all files to their final names, the target last; `flush` waits until the disk has them first.
@@ -77,6 +87,7 @@ class Staging:
             # A file that stood there keeps its permissions, as it would were it written in place.
             with contextlib.suppress(OSError):
                 os.chmod(storage.path, final.stat().st_mode & 0o7777)
+        self._settled()
         if self._folder is not None:
             self._commit_folder(self._folder, flush)
             return
@@ -89,13 +100,13 @@ class Staging:
             del self._files[final]
             self._temporary.discard(storage.path)
         if flush:
-            _flush_folder(self.target.parent)
+            flush_folder(self.target.parent)
 
     def _commit_folder(self, folder: Path, flush: bool) -> None:
         for storage in self._files.values():
             storage.close()
         if flush:
-            _flush_folder(folder)
+            flush_folder(folder)
         try:
             os.rename(folder, self.target)
         except OSError as error:
@@ -103,7 +114,7 @@ class Staging:
         self._files.clear()
         self._folder = None
         if flush:
-            _flush_folder(self.target.parent)
+            flush_folder(self.target.parent)
 
     def rollback(self) -> None:
         """Remove every file that was not committed."""
@@ -126,7 +137,7 @@ class Staging:
         self.rollback()
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the renames last; not every system lets a folder be opened."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)

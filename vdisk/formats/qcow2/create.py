@@ -192,6 +192,7 @@ class Qcow2Writer(Writer):
         self._header.crypt_method = 2
         self._header.extensions.insert(0, (EXTENSION_LUKS, place))
         self.holes_are_zeros = False
+        self.resumes = False
         self._data = CryptStorage(self._data, XtsSectors(master))
 
     def lengthen(self, size: int) -> None:
