@@ -279,7 +279,7 @@ class TestInterrupt:
             lines = count()
         assert lines > 300
         maker = random.Random(kind)
-        for number in sorted(maker.sample(range(1, lines), 12)):
+        for number in sorted(maker.sample(range(1, lines), 8)):
             remove_all(target, {target.name})
             assert in_child(lambda number=number: interrupted(convert, number)) == 0
             if not target.exists():  # else it came after the rename
@@ -684,7 +684,7 @@ class TestPowerLoss:
         of_journal = [event.kind for event in events if event.file == "journal" and event.kind != "truncate"]
         assert of_journal == ["write", "flush"] * (len(of_journal) // 2)
         resumed = 0
-        for state in crash_states(dict.fromkeys(names, b""), events, 3, every=max(1, len(events) // 12), mixtures=3):
+        for state in crash_states(dict.fromkeys(names, b""), events, 3, every=max(1, len(events) // 10), mixtures=2):
             remove_all(target, names)
             folder.mkdir()
             for name, data in state.files.items():

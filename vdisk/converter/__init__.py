@@ -118,7 +118,7 @@ def convert(
                 "source format": image.format_name,
                 "format behind the source": source_backing_format,
                 "snapshot": snapshot,
-                "disk of the package": disk,
+                "disk of the package": None if disk is None else str(disk),
                 "target": os.path.abspath(target),
                 "target format": writer_class.FORMAT_NAME,
                 "compression": compress,

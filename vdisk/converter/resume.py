@@ -89,13 +89,11 @@ class _RecordingWriter(WrappedWriter):
         self._disk_bytes = disk_bytes
         self._places = {id(storage): (number, 0) for number, storage in enumerate(staging.storages)}
         self._storages = staging.storages
-        self._sizes: dict[int, int] = {}
-        """Of the files that have grown since the last block, in bytes."""
         self._nothing = memoryview(bytes(0 if inner.codec is None else 2 * inner.unit_bytes))
         self._open: list[Record] = []
         """Of the piece that is being stored."""
-        self._ready: list[Record] = []
-        """Of pieces that are stored, and in no block of the journal yet."""
+        self._stored: list[tuple[int, list[Record]]] = []
+        """Where each piece that is stored, and in no block of the journal yet, ends on the disk, and its records."""
         self.replayed_bytes = 0
         """Bytes of the disk that the target held when it was gone on with."""
         self._data_end = self._zeroed_end = 0
@@ -120,22 +118,40 @@ class _RecordingWriter(WrappedWriter):
         self.inner.zero(offset, length)
         self._open.append(Record(ZEROED, guest_offset=offset, length=length))
 
-    def settle(self) -> None:
-        """All that was asked for so far has been written."""
-        ready = self._ready
-        for file in {record.file for record in self._open if record.kind != ZEROED}:
-            self._sizes[file] = self._storages[file].size
-        for record in self._open:
-            if not ready or not ready[-1].takes(record, self.unit_bytes):
-                ready.append(record)
+    def settle(self, position: int) -> None:
+        """All that was asked for so far has been written, and all before `position` is done.
+
+        An interrupt may come in at any point: it is noted in one step.
+        """
+        records = self._joined(self._open)
+        for file in {record.file for record in records if record.kind != ZEROED}:
+            records.append(Record(SIZED, file, length=self._storages[file].size))
+        self._stored.append((position, records))
         self._open = []
 
-    def take(self) -> list[Record]:
-        """What has been written since the last call, and how long the files are."""
-        taken = [*self._ready, *(Record(SIZED, number, length=size) for number, size in self._sizes.items())]
-        self._ready = []
-        self._sizes = {}
-        return taken
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there is something that `take` has not given yet."""
+        return bool(self._stored)
+
+    def take(self) -> tuple[int, list[Record]]:
+        """What has been stored since the last call: the offset before which all is done, and the records."""
+        stored, self._stored = self._stored, []
+        sizes: dict[int, Record] = {}
+        others: list[Record] = []
+        for record in (record for _, records in stored for record in records):
+            if record.kind == SIZED:
+                sizes[record.file] = record
+            else:
+                others.append(record)
+        return stored[-1][0], [*self._joined(others), *sizes.values()]
+
+    def _joined(self, records: Iterable[Record]) -> list[Record]:
+        joined: list[Record] = []
+        for record in records:
+            if not joined or not joined[-1].takes(record, self.unit_bytes):
+                joined.append(record)
+        return joined
 
     def _file_of(self, storage: Storage) -> tuple[int, int]:
         """The number of the file that a storage is, or is a part of, and where in it the storage begins."""
@@ -214,23 +230,19 @@ class _RecordingWriter(WrappedWriter):
 class _Safety:
     """Flushes the target from time to time, in a thread of its own, and then notes in the journal what is safe."""
 
-    def __init__(self, staging: KeptStaging, journal: Journal, writer: _RecordingWriter, position: int) -> None:
+    def __init__(self, staging: KeptStaging, journal: Journal, writer: _RecordingWriter) -> None:
         self._staging = staging
         self._journal = journal
         self._writer = writer
-        self._position = self._noted = position
         self._workers = Workers(1)
         self._flushing: Answer[float] | None = None
         self._is_sound = True
-        """False where the records are between two states, or a flush failed and nobody can tell what the disk has."""
+        """False where a flush failed, or was interrupted, and nobody can tell what the disk or the journal has."""
         self._due = time.monotonic() + FLUSH_SECONDS
 
     def stored(self, position: int) -> None:
         """All before `position` has been written: for the engine."""
-        self._is_sound = False  # an interrupt may come in at any point
-        self._writer.settle()
-        self._position = position
-        self._is_sound = True
+        self._writer.settle(position)
         if self._flushing is not None:
             if self._flushing.is_there:
                 self.wait()
@@ -253,7 +265,7 @@ class _Safety:
         """Make safe what has been written so far, before the run ends early."""
         with contextlib.suppress(VdiskError):
             self.wait()
-            if self._position > self._noted and self._is_sound:
+            if self._writer.is_ahead and self._is_sound:
                 self._begin()
                 self.wait()
 
@@ -266,8 +278,7 @@ class _Safety:
 
     def _begin(self) -> None:
         self._is_sound = False
-        self._noted = self._position
-        self._flushing = self._workers.ask(self._flush, self._position, self._writer.take())
+        self._flushing = self._workers.ask(self._flush, *self._writer.take())
         self._is_sound = True
 
     def _flush(self, position: int, records: list[Record]) -> float:
@@ -311,7 +322,7 @@ def convert_kept(
             progress(resumed, plan.work_bytes)
         shown = None if progress is None else lambda done, total: progress(resumed + done, resumed + total)
         try:
-            with _Safety(staging, journal, writer, position) as safety:
+            with _Safety(staging, journal, writer) as safety:
                 try:
                     engine = Engine(source, writer, rest, threads, shown, safety.stored)
                     engine.run()

@@ -174,6 +174,14 @@ class KeptStaging(Staging):
     def __enter__(self) -> Self:
         super().__enter__()
         try:
+            self._take_folder()
+        except BaseException:
+            super().rollback()
+            raise
+        return self
+
+    def _take_folder(self) -> None:
+        try:
             self.work_folder.mkdir()
             self.keeps = False
         except FileExistsError:
@@ -181,7 +189,6 @@ class KeptStaging(Staging):
         except OSError as error:
             raise StorageError(str(self.work_folder), "create", error) from error
         self._lock = _FolderLock(self.work_folder)
-        return self
 
     def _temporary_of(self, final: Path) -> Path:
         return self.work_folder / final.name
