@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vdisk.errors import Corrupt as Corrupt
     from vdisk.errors import HypervisorError as HypervisorError
     from vdisk.errors import ImageError as ImageError
+    from vdisk.errors import InUse as InUse
     from vdisk.errors import NotThisFormat as NotThisFormat
     from vdisk.errors import OptionError as OptionError
     from vdisk.errors import PolicyError as PolicyError
@@ -56,6 +57,7 @@ _HOME_OF = {
             "Corrupt",
             "HypervisorError",
             "ImageError",
+            "InUse",
             "NotThisFormat",
             "OptionError",
             "PolicyError",

@@ -9,6 +9,7 @@
      |    +-- Unsupported      a valid variant that this version does not handle, by its name
      +-- StorageError          the operating system refused to read or write a file
      +-- PolicyError           an image names a file that the gate does not let it open
+     +-- InUse                 another program has the image open, in a way that does not go with ours
      +-- OptionError           the caller asked for something that makes no sense (exit status 2 in the shell)
      +-- HypervisorError       /dev/kvm, the machine or its guest
 
@@ -102,6 +103,18 @@ class PolicyError(VdiskError):
         self.remedy = remedy
         text = f"{_plain(self.file)}: {field}: {_plain(name)}: {reason}"
         super().__init__(f"{text}; {remedy}" if remedy else text)
+
+
+class InUse(VdiskError):
+    """Another program has the image open, and the two uses do not go together; see `vdisk.storage.locks`."""
+
+    def __init__(self, file: object, what: str, *, may_share: bool = False) -> None:
+        """`what` the other one does with it; `may_share`: it could be read all the same with force_share."""
+        self.file = str(file)
+        remedy = "stop it first"
+        if may_share:
+            remedy += ", or read it all the same with --force-share (what is read may be inconsistent)"
+        super().__init__(f"{_plain(self.file)}: is in use by another program that {what}; {remedy}")
 
 
 class OptionError(VdiskError):

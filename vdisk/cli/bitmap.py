@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import SIZE, image_options, json_option, print_json
+from vdisk.cli.common import SIZE, image_options, json_option, print_json, reading_options
 from vdisk.cli.snapshot import open_qcow2
 
 
@@ -23,7 +23,7 @@ def command() -> None:
 
 @command.command("list")
 @click.argument("image", type=click.Path())
-@image_options
+@reading_options
 @json_option
 def list_(image: str, as_json: bool, **how: Any) -> None:
     """List the bitmaps of IMAGE."""

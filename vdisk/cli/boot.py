@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdisk.cli.common import SIZE, image_options, json_option, open_image, print_json
+from vdisk.cli.common import SIZE, json_option, open_image, print_json, reading_options
 
 if TYPE_CHECKING:
     from vdisk.hv.boot import BootResult
@@ -56,7 +56,7 @@ Examples:
     show_default=True,
     help="Our own hypervisor, or an installed QEMU; auto takes QEMU only where there is no usable KVM.",
 )
-@image_options
+@reading_options
 @json_option
 def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Boot IMAGE and say how far the system comes. More than one IMAGE: the first one boots.
@@ -68,7 +68,8 @@ def command(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     if not images and not options["kernel"]:
         raise click.UsageError("name an image, or a kernel by --kernel")
-    how = {key: options.pop(key) for key in ("format", "backing_format", "allow", "no_references", "secret")}
+    opening = ("format", "backing_format", "allow", "no_references", "secret", "force_share")
+    how = {key: options.pop(key) for key in opening}
     with ExitStack() as stack:
         disks = [stack.enter_context(open_image(image, writable=options["write"], **how)) for image in images]
         if options["interactive"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdisk.cli.common import image_options, json_option, open_image, print_json
+from vdisk.cli.common import json_option, open_image, print_json, reading_options
 from vdisk.errors import VdiskError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Examples:
 @click.argument("image", type=click.Path())
 @click.option("-r", "--repair", type=click.Choice(["leaks", "all"]), help="Mend leaks only, or all that can be mended.")
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done, and do nothing.")
-@image_options
+@reading_options
 @json_option
 def command(image: str, repair: str | None, dry_run: bool, as_json: bool, **how: Any) -> None:
     """Check the metadata of IMAGE: counts, tables, overlaps, what lies past the end of the file.

@@ -47,6 +47,21 @@ def reference_options(function: _F) -> _F:
     return allow_option(function)
 
 
+def reading_options(function: _F) -> _F:
+    """`image_options`, and `--force-share` for a command that only reads the image."""
+    return image_options(share_option(function))
+
+
+def share_option(function: _F) -> _F:
+    """`--force-share`: read an image that another program writes to."""
+    return click.option(
+        "-U",
+        "--force-share",
+        is_flag=True,
+        help="Read the image even while another program writes to it; what is read may be inconsistent.",
+    )(function)
+
+
 def allow_option(function: _F) -> _F:
     """`--allow-external` alone, for commands that cannot do without the files that an image names."""
     return click.option(
@@ -60,7 +75,7 @@ def allow_option(function: _F) -> _F:
 
 
 def image_options(function: _F) -> _F:
-    """The options of a command that opens an image: pass them on to `open_image`."""
+    """The options of a command that opens an image to change it: pass them on to `open_image`."""
     function = reference_options(function)
     function = secret_option(function)
     function = format_option("--backing-format", help="Format of the backing file, where the image does not name it.")(
@@ -110,10 +125,11 @@ def open_image(
     allow: Sequence[str],
     no_references: bool,
     secret: bytes | None,
+    force_share: bool = False,
     writable: bool = False,
     backing: bool = True,
 ) -> Image:
-    """Open an image by the values of `image_options`."""
+    """Open an image by the values of `image_options` or `reading_options`."""
     from vdisk import formats
 
     return formats.open(
@@ -123,6 +139,7 @@ def open_image(
         allow=allow,
         references=not no_references,
         secret=secret,
+        force_share=force_share,
         writable=writable,
         backing=backing,
     )

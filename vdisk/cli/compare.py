@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from vdisk.cli.common import format_option, json_option, print_json, reference_options
+from vdisk.cli.common import format_option, json_option, print_json, reference_options, share_option
 from vdisk.errors import VdiskError
 
 
@@ -23,6 +24,7 @@ Examples:
 @format_option("-F", "--second-format", help="Format of B.")
 @click.option("-s", "--strict", is_flag=True, help="Disks of different length differ, even if the rest is zeros.")
 @reference_options
+@share_option
 @json_option
 def command(
     a: str,
@@ -32,6 +34,7 @@ def command(
     strict: bool,
     allow: Sequence[str],
     no_references: bool,
+    force_share: bool,
     as_json: bool,
 ) -> None:
     """Tell whether A and B hold the same disk, whatever their formats.
@@ -42,9 +45,10 @@ def command(
     from vdisk.inspect.compare import compare
 
     try:
+        how: dict[str, Any] = {"allow": allow, "references": not no_references, "force_share": force_share}
         with (
-            formats.open(a, format=format, allow=allow, references=not no_references) as left,
-            formats.open(b, format=second_format, allow=allow, references=not no_references) as right,
+            formats.open(a, format=format, **how) as left,
+            formats.open(b, format=second_format, **how) as right,
         ):
             found = compare(left, right, strict=strict)
     except VdiskError as error:

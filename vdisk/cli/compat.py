@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import image_options, json_option, print_json
+from vdisk.cli.common import json_option, print_json, reading_options
 
 
 @click.command(
@@ -31,7 +31,7 @@ Examples:
 @click.option("--report", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page of HTML with all of it.")
 @click.option("--list", "lists", is_flag=True, help="List the catalogue of hypervisors.")
 @click.option("--about", metavar="NAME", help="Tell all that is known of a hypervisor or target.")
-@image_options
+@reading_options
 @json_option
 def command(
     image: str | None,

@@ -20,6 +20,7 @@ from vdisk.cli.common import (
     progress_option,
     reference_options,
     secret_option,
+    share_option,
     show_creation_options,
 )
 
@@ -82,6 +83,7 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Plan, say what would be done, and leave no target.")
 @reference_options
+@share_option
 @json_option
 def command(
     source: str | None,
@@ -105,6 +107,7 @@ def command(
     dry_run: bool,
     allow: Sequence[str],
     no_references: bool,
+    force_share: bool,
     as_json: bool,
 ) -> None:
     """Convert the image SOURCE, with all that lies behind it, to a new image TARGET.
@@ -153,6 +156,7 @@ def command(
             "progress": show,
             "allow": allow,
             "references": not no_references,
+            "force_share": force_share,
             "dry_run": dry_run,
             "flush": flush,
             "resume": resume,

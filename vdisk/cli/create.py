@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from vdisk.cli.common import (
     creation_options,
     format_option,
     reference_options,
+    share_option,
     show_creation_options,
 )
 
@@ -30,6 +32,7 @@ Examples:
 @format_option("-F", "--backing-format", help="Format of the backing file: it is not guessed.")
 @creation_options
 @reference_options
+@share_option
 def command(
     image: str | None,
     size: str | None,
@@ -39,6 +42,7 @@ def command(
     options: dict[str, str],
     allow: Sequence[str],
     no_references: bool,
+    force_share: bool,
 ) -> None:
     """Make an empty image of SIZE bytes at IMAGE; suffixes K, M, G, T. With a backing file SIZE may be left out.
 
@@ -59,7 +63,8 @@ def command(
         return
     if backing_format is None:
         raise click.UsageError("-b needs -F FORMAT: the format of a backing file is not guessed.")
-    with formats.open_backing(image, backing, backing_format, allow=allow, references=not no_references) as behind:
+    how: dict[str, Any] = {"allow": allow, "references": not no_references, "force_share": force_share}
+    with formats.open_backing(image, backing, backing_format, **how) as behind:
         formats.create(
             image,
             behind.size if size is None else size,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import human_size, image_options, json_option, print_json
+from vdisk.cli.common import human_size, json_option, print_json, reading_options
 
 
 @click.command(
@@ -21,7 +21,7 @@ Examples:
 @click.option(
     "--strict", is_flag=True, help="Refuse a file that could be taken for another format, or that names another file."
 )
-@image_options
+@reading_options
 @json_option
 def command(image: str, chain: bool, strict: bool, as_json: bool, **how: Any) -> None:
     """Say what IMAGE is: format, sizes, backing file, snapshots, and what its format knows.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import SIZE, image_options, json_option, open_image
+from vdisk.cli.common import SIZE, json_option, open_image, reading_options
 
 
 @click.command(
@@ -19,7 +19,7 @@ Examples:
 @click.argument("image", type=click.Path())
 @click.option("--start", type=SIZE, default=0, metavar="OFFSET", help="Begin at this offset of the disk.")
 @click.option("--length", type=SIZE, default=None, metavar="SIZE", help="Go no further than this many bytes.")
-@image_options
+@reading_options
 @json_option
 def command(image: str, start: int, length: int | None, as_json: bool, **how: Any) -> None:
     """Say which parts of the disk in IMAGE hold data, which are zeros, and where in which file the data lies.

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import SIZE, creation_options, human_size, image_options, json_option, open_image, print_json
+from vdisk.cli.common import SIZE, creation_options, human_size, json_option, open_image, print_json, reading_options
 
 
 @click.command(
@@ -18,7 +18,7 @@ Examples:
 @click.argument("image", type=click.Path(), required=False)
 @click.option("--size", type=SIZE, metavar="SIZE", help="Measure an empty disk of this size, not an image's.")
 @creation_options
-@image_options
+@reading_options
 @json_option
 def command(image: str | None, size: int | None, options: dict[str, str], as_json: bool, **how: Any) -> None:
     """Say how many bytes a qcow2 of the disk in IMAGE would take, uncompressed and once every cluster was written."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import SIZE, image_options, open_image
+from vdisk.cli.common import SIZE, open_image, reading_options
 
 _STEP_BYTES = 1 << 20
 
@@ -21,7 +21,7 @@ Examples:
 @click.argument("image", type=click.Path())
 @click.option("--offset", type=SIZE, default=0, metavar="OFFSET", help="Where on the disk to begin.")
 @click.option("--length", type=SIZE, default=None, metavar="SIZE", help="How much; without it, to the disk's end.")
-@image_options
+@reading_options
 def command(image: str, offset: int, length: int | None, **how: Any) -> None:
     """Write a part of the disk in IMAGE to standard output."""
     with open_image(image, **how) as disk:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdisk.cli.common import human_size, image_options, json_option, open_image, print_json
+from vdisk.cli.common import human_size, image_options, json_option, open_image, print_json, reading_options
 from vdisk.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command() -> None:
 
 @command.command("list")
 @click.argument("image", type=click.Path())
-@image_options
+@reading_options
 @json_option
 def list_(image: str, as_json: bool, **how: Any) -> None:
     """List the snapshots of IMAGE, oldest first."""

@@ -71,7 +71,7 @@ def open_anything(path: str | os.PathLike[str], **how: Any) -> Iterator[tuple[Im
     if package == "ova":
         from vdisk.ova import open_disk
 
-        allowed = {key: how[key] for key in ("allow", "references") if key in how}
+        allowed = {key: how[key] for key in ("allow", "references", "force_share") if key in how}
         with open_disk(path, **allowed) as image:
             yield image, "ova", []
         return

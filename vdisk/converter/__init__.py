@@ -61,6 +61,7 @@ def convert(
     size_multiple: int = 1,
     smallest_bytes: int = 0,
     resume: bool = False,
+    force_share: bool = False,
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
 
@@ -69,8 +70,9 @@ def convert(
     is stored. `snapshot` takes an internal snapshot's disk instead of the current one; `disk` chooses one of a
     package's; `secret` unlocks an encrypted source. The target appears when it is whole: until then an image that
     stood there is as it was. `flush` waits until the disk has it; without a word on it that is done where an image is
-    replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `progress` is
-    called with the bytes done and the bytes in all.
+    replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `force_share`
+    reads a source that another program writes to, as in `vdisk.formats.open`. `progress` is called with the bytes done
+    and the bytes in all.
 
     With `resume` an interrupted conversion leaves its work in a folder beside the target, and the same call goes on
     from there (`vdisk.converter.resume`); one that has nothing to go on with begins.
@@ -85,16 +87,15 @@ def convert(
         raise OptionError(f"{os.fspath(path)}: {'a dry run' if dry_run else 'a pipe'} cannot be resumed")
     writer_class = target_writer(path, target_format)
     allow = list(allow)
+    how = {"allow": allow, "references": references, "secret": secret, "force_share": force_share}
     with contextlib.ExitStack() as stack:
-        image = stack.enter_context(
-            _open_source(source, disk, source_format, source_backing_format, allow, references, secret)
-        )
+        image = stack.enter_context(_open_source(source, disk, source_format, source_backing_format, how))
         device: BlockDevice = image if snapshot is None else stack.enter_context(image.open_snapshot(snapshot))
         size = max(device.size, smallest_bytes)
         size += -size % size_multiple
         if size > device.size:
             device = Prolonged(device, size)
-        named = _named_backing(stack, path, backing, backing_format, allow, references)
+        named = _named_backing(stack, path, backing, backing_format, allow, references, force_share)
         if not isinstance(target, (str, os.PathLike)):
             from vdisk.converter.stream import to_pipe
 
@@ -172,6 +173,7 @@ def convert_from_pipe(
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
     flush: bool | None = None,
+    force_share: bool = False,
 ) -> Conversion:
     """Convert the raw disk that comes out of a pipe; the arguments are those of `convert`.
 
@@ -187,7 +189,7 @@ def convert_from_pipe(
         raise OptionError(f"{source.name}: {name} begins with the disk's size, which a pipe does not tell: give --size")
     options = dict(options or {})
     with contextlib.ExitStack() as stack:
-        named = _named_backing(stack, path, backing, backing_format, list(allow), references)
+        named = _named_backing(stack, path, backing, backing_format, list(allow), references, force_share)
         staging: Staging
         if isinstance(target, (str, os.PathLike)):
             staging = Staging(target, keep=[] if named is None else _files_of(named.device))
@@ -215,13 +217,16 @@ def _named_backing(
     format: str | None,
     allow: list[str | os.PathLike[str]],
     references: bool,
+    force_share: bool,
 ) -> Backing | None:
     """The image behind the target, open as long as `stack`."""
     if name is None:
         return None
     if format is None:
         raise OptionError("the format of a backing file is not guessed: name it")
-    behind = stack.enter_context(formats.open_backing(target, name, format, allow=allow, references=references))
+    behind = stack.enter_context(
+        formats.open_backing(target, name, format, allow=allow, references=references, force_share=force_share)
+    )
     return Backing(name, behind.format_name, behind)
 
 
@@ -240,27 +245,29 @@ def _open_source(
     disk: int | str | None,
     format: str | None,
     backing_format: str | None,
-    allow: list[str | os.PathLike[str]],
-    references: bool,
-    secret: bytes | None,
+    how: dict[str, Any],
 ) -> Image:
-    """The image at `source`, or a disk of the package there."""
+    """The image at `source`, or a disk of the package there; `how` goes to `formats.open`."""
     if format == "ova" or (format is None and Path(source).suffix.lower() in (".ova", ".ovf")):
         from vdisk.ova import is_package, open_disk
 
         if format == "ova" or is_package(source):
-            return open_disk(source, disk, allow=allow, references=references)
+            return open_disk(source, disk, **{name: value for name, value in how.items() if name != "secret"})
     if disk is not None:
         raise OptionError(f"{os.fspath(source)}: is one disk; only a package (OVA, OVF) has disks to choose from")
-    return formats.open(
-        source, format=format, backing_format=backing_format, allow=allow, references=references, secret=secret
-    )
+    return formats.open(source, format=format, backing_format=backing_format, **how)
 
 
 def _conversion(source_format: str, target_format: str, size: int, plan: Plan, written: int) -> Conversion:
     totals = plan.total_bytes
     return Conversion(
-        source_format, target_format, size, totals[Action.READ], totals[Action.PASS], totals[Action.SKIP], written
+        source_format,
+        target_format,
+        size,
+        totals[Action.READ],
+        totals[Action.PASS],
+        totals[Action.SKIP],
+        written,
     )
 
 

@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from vdisk.block.device import BlockDevice
 from vdisk.block.extent import Extent, Kind
@@ -37,6 +37,9 @@ class PipeStaging(Staging):
         self._storage = storage
         self._writer_class = writer_class
         self._is_given = False
+
+    def __enter__(self) -> Self:
+        return self  # nothing is replaced
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The writer's options: a VMDK is streamOptimized where nothing else is asked for."""

@@ -129,6 +129,7 @@ def open(
     gate: Gate | None = None,
     secret: bytes | None = None,
     strict: bool = False,
+    force_share: bool = False,
 ) -> Image:
     """Open a disk image.
 
@@ -138,14 +139,22 @@ def open(
     behind another. `secret` unlocks an encrypted image; without it one opens, but its data cannot be read.
     `strict` refuses a file that could be taken for another format too, and one that names any other file.
 
-    Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `OptionError`.
+    The files are held as QEMU holds them (`vdisk.storage.locks`): readers go beside readers, a writer beside nobody.
+    `force_share` reads an image all the same that another program writes to; what it reads may be inconsistent.
+
+    Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError`, `InUse` or `OptionError`.
     """
     from vdisk.formats.gate import Gate, path_of
     from vdisk.formats.image import OpenRequest
-    from vdisk.storage.file import FileStorage
+    from vdisk.storage.locks import open_held
 
     row = None if format is None else find_format(format)
-    storage = source if isinstance(source, Storage) else FileStorage(main_file(source), writable=writable)
+    if force_share and writable:
+        raise OptionError("force_share: only who reads an image can share it with one who writes to it")
+    if isinstance(source, Storage):
+        storage = source
+    else:
+        storage = open_held(main_file(source), writable=writable, force_share=force_share)
     try:
         if row is None:
             row = probe(storage)
@@ -156,7 +165,7 @@ def open(
             references = False
         path = path_of(storage)
         if gate is None:
-            gate = Gate(path, allow=allow, references=references)
+            gate = Gate(path, allow=allow, references=references, force_share=force_share)
         request = OpenRequest(
             gate, writable=writable, with_backing=backing, backing_format=backing_format, secret=secret
         )
@@ -191,11 +200,13 @@ def open_backing(
     *,
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
+    force_share: bool = False,
 ) -> Image:
     """Open the backing file `name` of an image at `image` that is yet to be made: as that image will find it."""
     from vdisk.formats.gate import Gate
 
-    return open_behind(Gate(Path(image), allow=allow, references=references), "backing file", name, format)
+    gate = Gate(Path(image), allow=allow, references=references, force_share=force_share)
+    return open_behind(gate, "backing file", name, format)
 
 
 def create(

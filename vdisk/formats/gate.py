@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vdisk.errors import PolicyError, StorageError
+from vdisk.storage import locks
 from vdisk.storage.base import Storage
 from vdisk.storage.file import FileStorage
 
@@ -31,12 +32,15 @@ class Gate:
         *,
         allow: Iterable[str | os.PathLike[str]] = (),
         references: bool = True,
+        force_share: bool = False,
         _chain: tuple[Path, ...] = (),
     ) -> None:
         """`image` is where the image lies (None: it has no path, and names resolve nowhere); `allow` are folders
-        that may be read besides its own; without `references` no file it names is opened at all."""
+        that may be read besides its own; without `references` no file it names is opened at all; with `force_share`
+        files are read that another program writes to."""
         self.image = image
         self.references = references
+        self.force_share = force_share
         self._allowed = tuple(Path(os.path.realpath(folder)) for folder in allow)
         self._chain = _chain
         if image is not None:
@@ -47,13 +51,29 @@ class Gate:
 
     def behind(self, path: Path) -> Gate:
         """The policy for the image at `path`, reached through this one."""
-        return Gate(path, allow=self._allowed, references=self.references, _chain=self._chain)
+        return Gate(
+            path,
+            allow=self._allowed,
+            references=self.references,
+            force_share=self.force_share,
+            _chain=self._chain,
+        )
 
     def open(self, field: str, name: str, *, writable: bool = False) -> FileStorage:
-        """Open the file that the image names in `field`.
+        """Open the file that the image names in `field`, and hold it (`vdisk.storage.locks`).
 
-        Raises `PolicyError` when the policy forbids it, `StorageError` when it cannot be opened.
+        Raises `PolicyError` when the policy forbids it, `StorageError` when it cannot be opened, `InUse`.
         """
+        storage = self.peek(field, name, writable=writable)
+        try:
+            locks.hold(storage, force_share=self.force_share)
+        except BaseException:
+            storage.close()
+            raise
+        return storage
+
+    def peek(self, field: str, name: str, *, writable: bool = False) -> FileStorage:
+        """Open a file without holding it: to see whether it is the one that is sought."""
         path = self.resolve(field, name)
         storage = FileStorage(path, writable=writable)
         try:

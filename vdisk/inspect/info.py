@@ -20,12 +20,22 @@ def info(
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
     strict: bool = False,
+    force_share: bool = False,
 ) -> dict[str, Any]:
     """What the image at `path` is. The files behind it stay unopened; those that hold its own data are looked at.
 
-    Where no `format` is named, `format-guessed-from` says from what it was guessed. `strict` is that of `formats.open`.
+    Where no `format` is named, `format-guessed-from` says from what it was guessed. `strict` and
+    `force_share` are those of `formats.open`.
     """
-    with formats.open(path, format=format, allow=allow, references=references, backing=False, strict=strict) as image:
+    with formats.open(
+        path,
+        format=format,
+        allow=allow,
+        references=references,
+        backing=False,
+        strict=strict,
+        force_share=force_share,
+    ) as image:
         found = describe(image, os.fspath(path), backing_format)
     if format is None:
         found["format-guessed-from"] = _guess(path, image)
@@ -39,9 +49,17 @@ def chain_of(
     backing_format: str | None = None,
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
+    force_share: bool = False,
 ) -> list[dict[str, Any]]:
     """The image and all those behind it, topmost first."""
-    with formats.open(path, format=format, allow=allow, references=references, backing_format=backing_format) as image:
+    with formats.open(
+        path,
+        format=format,
+        allow=allow,
+        references=references,
+        backing_format=backing_format,
+        force_share=force_share,
+    ) as image:
         found = []
         layer: Any = image
         while layer is not None:

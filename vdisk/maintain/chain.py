@@ -43,24 +43,22 @@ def commit(
         said = overlay.describe()
         base_name, base_format = behind.name, behind.format_name
     written = 0
-    with (
-        formats.open(path, format=format, backing=False) as overlay,
-        formats.open(base_name, format=base_format, allow=allow, writable=True) as base,
-    ):
-        if base.size < overlay.size:
-            base.resize(overlay.size)
-        for extent in overlay.map():
-            if extent.is_present:
-                if extent.kind is Kind.ZERO:
-                    base.write_zeroes(extent.start, extent.length)
-                else:
-                    _copy(overlay, base, extent.start, extent.end)
-                written += extent.length
-            if progress is not None:
-                progress(extent.end, overlay.size)
-        base.flush()
-    # A base that was written has a new identity in some formats (VMDK's CID, VDI's modification UUID): follow it.
+    # Both are held to the end, so that neither changes under this; the base is let go before the overlay looks at it.
     with formats.open(path, format=format, backing=False, writable=True) as overlay:
+        with formats.open(base_name, format=base_format, allow=allow, writable=True) as base:
+            if base.size < overlay.size:
+                base.resize(overlay.size)
+            for extent in overlay.map():
+                if extent.is_present:
+                    if extent.kind is Kind.ZERO:
+                        base.write_zeroes(extent.start, extent.length)
+                    else:
+                        _copy(overlay, base, extent.start, extent.end)
+                    written += extent.length
+                if progress is not None:
+                    progress(extent.end, overlay.size)
+            base.flush()
+        # A base that was written has a new identity in some formats (VMDK's CID, VDI's modification UUID): follow it.
         overlay.set_backing(said.backing_name or base_name, base_format)
     return written
 

@@ -14,6 +14,7 @@ from vdisk.ova import ovf, tar
 from vdisk.ova.window import WindowStorage
 from vdisk.storage.base import Storage
 from vdisk.storage.file import FileStorage
+from vdisk.storage.locks import open_held
 
 if TYPE_CHECKING:
     from vdisk.formats.gate import Gate
@@ -74,16 +75,18 @@ class Package:
         *,
         allow: Iterable[str | os.PathLike[str]] = (),
         references: bool = True,
+        force_share: bool = False,
     ) -> Self:
-        """Open an OVA or an OVF descriptor. `allow` and `references` are the gate's, for files beside a descriptor.
+        """Open an OVA or an OVF descriptor. `allow` and `references` are the gate's, for files beside a descriptor;
+        `force_share` is as in `vdisk.formats.open`.
 
-        Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError` or `StorageError`.
+        Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `InUse`.
         """
         from vdisk.formats.gate import Gate
 
         where = Path(path)
-        gate = Gate(where, allow=allow, references=references)
-        storage = FileStorage(where)
+        gate = Gate(where, allow=allow, references=references, force_share=force_share)
+        storage = open_held(where, force_share=force_share)
         try:
             is_archive = tar.is_tar(storage.read(0, tar.BLOCK_BYTES))
             if not is_archive and b"Envelope" not in storage.read(0, 4096):
@@ -127,12 +130,15 @@ class Package:
         """A file of the package; each has a file descriptor of its own."""
         if self._archive is None:
             if name == self.path.name:
-                return FileStorage(self.path)
+                return self._reopen()
             return self._gate.open("OVF descriptor: href", name)
         member = self._members.get(name)
         if member is None:
             raise Corrupt(self.name, "archive", expected=f"the file {name!r}", found="none of that name")
-        return WindowStorage(FileStorage(self.path), member.offset, member.length, f"{self.name}:{name}")
+        return WindowStorage(self._reopen(), member.offset, member.length, f"{self.name}:{name}")
+
+    def _reopen(self) -> FileStorage:
+        return open_held(self.path, force_share=self._gate.force_share)
 
     def verify(self, progress: Progress | None = None) -> int:
         """Hold every file against the manifest; returns how many files were. Without a manifest, 0, and a note.
@@ -261,12 +267,13 @@ def open_disk(
     progress: Progress | None = None,
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
+    force_share: bool = False,
 ) -> Image:
     """Open a disk of the package at `path`, read only and where it lies; see `Package.find_disk` for `disk`.
 
     With `verify` the manifest is held against every file first, which reads them whole.
     """
-    with Package.open(path, allow=allow, references=references) as package:
+    with Package.open(path, allow=allow, references=references, force_share=force_share) as package:
         package.find_disk(disk)
         if verify:
             package.verify(progress)

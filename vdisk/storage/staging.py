@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from vdisk.errors import OptionError, StorageError
+from vdisk.storage import locks
 from vdisk.storage.base import Storage
 from vdisk.storage.file import FileStorage
 
@@ -18,15 +19,24 @@ class Staging:
 
     Use as a context manager: leaving it without `commit()` removes everything, and what stood under the
     final names stays as it was. `commit()` renames the main file last: until then an older image under the same
-    name is whole.
+    name is whole. Files that are to be replaced are held meanwhile, as by one who writes to them: another program
+    that has one open, such as a virtual machine, goes on with a file that nobody would find any more.
     """
 
-    def __init__(self, target: str | os.PathLike[str], *, keep: Iterable[str | os.PathLike[str]] = ()) -> None:
-        """`keep` are files that no file of the new image may replace: those that it is made from."""
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        keep: Iterable[str | os.PathLike[str]] = (),
+        is_held: bool = False,
+    ) -> None:
+        """`keep` are files that no file of the new image may replace: those that it is made from. `is_held`: the caller
+        holds what stands at `target`."""
         self.target = Path(target)
         self._kept = {Path(os.path.realpath(path)) for path in keep}
         if self.target.is_dir():
             raise StorageError(str(target), "create", "is a folder")
+        self._held: dict[Path, int | None] = {self.target: None} if is_held else {}
         self._suffix = f".{os.urandom(4).hex()}.part"
         self._files: dict[Path, FileStorage] = {}
         self._temporary: set[Path] = set()
@@ -53,6 +63,7 @@ class Staging:
             raise OptionError(f"{final}: is a file of the source; choose another name for the target")
         if final in self._files:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
+        self._hold(final)
         temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
         self._temporary.add(temporary)  # before it is there: a signal may come in between
         storage = self._open(temporary)
@@ -99,6 +110,7 @@ class Staging:
                 raise StorageError(str(final), "rename", error) from error
             del self._files[final]
             self._temporary.discard(storage.path)
+            self._let_go(final)
         if flush:
             flush_folder(self.target.parent)
 
@@ -116,8 +128,19 @@ class Staging:
         if flush:
             flush_folder(self.target.parent)
 
+    def _hold(self, final: Path) -> None:
+        if final not in self._held:
+            self._held[final] = locks.hold_target(final, str(final))
+
+    def _let_go(self, final: Path) -> None:
+        fd = self._held.pop(final, None)
+        if fd is not None:
+            os.close(fd)
+
     def rollback(self) -> None:
         """Remove every file that was not committed."""
+        for final in list(self._held):
+            self._let_go(final)
         for storage in self._files.values():
             storage.close()
         for path in self._temporary:
@@ -131,6 +154,9 @@ class Staging:
             self._folder = None
 
     def __enter__(self) -> Self:
+        """Raises `InUse` when another program has open what stands at the target: before any work is done."""
+        if Path(os.path.realpath(self.target)) not in self._kept:  # else `create` tells what is wrong
+            self._hold(self.target)
         return self
 
     def __exit__(self, *exc: object) -> None:

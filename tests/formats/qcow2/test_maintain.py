@@ -59,7 +59,7 @@ def test_a_recording_bitmap_notes_what_is_written(tmp_path: Path) -> None:
         disk.write(1 << 20, bytes(70_000))
         disk.flush()
         # Killed now, the file would call them out of date.
-        with open_qcow2(path) as other:
+        with open_qcow2(path, force_share=True) as other:
             assert [bitmap.is_consistent for bitmap in read_bitmaps(other)] == [False, False, True]
     qemu_check(path)
     assert bits_of_qemu(path, "now", tmp_path) == {0, 1, 16, 17}

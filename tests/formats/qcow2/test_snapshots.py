@@ -15,8 +15,8 @@ from vdisk.formats.qcow2.image import Qcow2Image
 from vdisk.formats.qcow2.snapshots import apply_snapshot, create_snapshot, delete_snapshot
 
 
-def open_qcow2(path: Path, *, writable: bool = False) -> Qcow2Image:
-    disk = formats.open(path, format="qcow2", writable=writable)
+def open_qcow2(path: Path, *, writable: bool = False, force_share: bool = False) -> Qcow2Image:
+    disk = formats.open(path, format="qcow2", writable=writable, force_share=force_share)
     assert isinstance(disk, Qcow2Image)
     return disk
 

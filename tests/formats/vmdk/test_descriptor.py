@@ -63,7 +63,7 @@ def test_the_cid_changes_with_the_first_write_and_only_then(tmp_path: Path, subf
     formats.create(path, "1M", options={"subformat": subformat})
 
     def cid() -> int:
-        with formats.open(path) as disk:
+        with formats.open(path, force_share=True) as disk:
             return int(disk.describe().specific["cid"])
 
     first = cid()
@@ -99,7 +99,7 @@ def test_an_unclean_shutdown_is_marked_while_written(tmp_path: Path) -> None:
     with formats.open(path, writable=True) as disk:
         disk.write(0, b"x")
         disk.flush()
-        with formats.open(path) as other:
+        with formats.open(path, force_share=True) as other:
             assert other.describe().is_dirty
     with formats.open(path) as disk:
         assert not disk.describe().is_dirty

@@ -63,12 +63,12 @@ def test_a_split_disk_gets_more_files_and_gives_them_up(tmp_path: Path, subforma
         disk.write((7 << 30) - 4, b"last")
         disk.write((2047 << 20) - 2, b"edge")
     assert len(list(tmp_path.iterdir())) == 5
+    assert qemu_img_info(path)["virtual-size"] == 7 << 30
     with formats.open(path, writable=True) as disk:
         assert disk.size == 7 << 30
         assert disk.read(0, 5) == b"first"
         assert disk.read((2047 << 20) - 2, 4) == b"edge"
         assert disk.read((7 << 30) - 4, 4) == b"last"
-        assert qemu_img_info(path)["virtual-size"] == 7 << 30
         disk.resize(3 << 30, shrink=True)
         disk.resize(7 << 30)
         assert disk.read((7 << 30) - 4, 4) == bytes(4)

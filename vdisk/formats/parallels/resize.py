@@ -14,7 +14,7 @@ from vdisk.formats.parallels.descriptor import resized_descriptor
 from vdisk.formats.parallels.hds import HdsImage
 from vdisk.formats.parallels.structs import SECTOR_BYTES
 from vdisk.formats.raw.image import RawImage
-from vdisk.storage.file import FileStorage
+from vdisk.storage.locks import open_held
 from vdisk.storage.staging import Staging
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def _write_descriptor(image: BundleImage, size: int) -> None:
         image.descriptor_storage.truncate(len(data))
         image.descriptor_storage.flush()
     else:
-        with Staging(path) as staging:
+        with Staging(path, is_held=True) as staging:
             staging.create().write(0, data)
             staging.commit()
         image.descriptor_storage.close()
-        image.descriptor_storage = FileStorage(path, writable=True)
+        image.descriptor_storage = open_held(path, writable=True)
     image.descriptor.disk_sectors = size // SECTOR_BYTES
     image.descriptor.areas[-1].end = size // SECTOR_BYTES
 

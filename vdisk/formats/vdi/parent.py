@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vdisk.errors import Corrupt, ImageError, OptionError, PolicyError, StorageError
 from vdisk.formats.gate import Gate
 from vdisk.formats.vdi.header import NULL_UUID, Header
+from vdisk.storage import locks
 from vdisk.storage.file import FileStorage
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def open_parent(gate: Gate, file: str, header: Header) -> VdiImage:
     if header.parent_uuid == NULL_UUID:
         raise Corrupt(file, _FIELD, "a differencing image names no parent")
     storage = _find(gate, file, header)
+    try:
+        locks.hold(storage, force_share=gate.force_share)
+    except BaseException:
+        storage.close()
+        raise
     parent = formats.open(storage, format="vdi", gate=gate.behind(storage.path))
     assert isinstance(parent, VdiImage)
     try:
@@ -98,7 +104,7 @@ def _find(gate: Gate, file: str, header: Header) -> FileStorage:
     refusal: PolicyError | None = None
     for name in _beside(gate.image):
         try:
-            storage = gate.open(_FIELD, name)
+            storage = gate.peek(_FIELD, name)
         except (PolicyError, StorageError) as error:
             if isinstance(error, PolicyError) and not gate.references:
                 refusal = error

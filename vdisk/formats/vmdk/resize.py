@@ -23,6 +23,7 @@ from vdisk.formats.vmdk.header import LARGEST_DIRECTORY_ENTRIES, read_hosted
 from vdisk.formats.vmdk.layout import FlatWriter, HostedWriter
 from vdisk.formats.vmdk.sparse import SparseExtent, entry_bytes
 from vdisk.formats.vmdk.structs import SECTOR_BYTES
+from vdisk.storage import locks
 from vdisk.storage.file import FileStorage
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ def _new_part(image: VmdkImage, start: int, length: int) -> Part:
     sectors = length // SECTOR_BYTES
     storage = FileStorage(folder / name, create=True)
     try:
+        locks.hold(storage)
         writer = FlatWriter(storage, sectors) if is_flat else HostedWriter(storage, sectors, b"", has_zero_grains=False)
         writer.finish()
         storage.flush()
