@@ -62,6 +62,15 @@ def share_option(function: _F) -> _F:
     )(function)
 
 
+def strict_option(function: _F) -> _F:
+    """`--strict`, as in `vdisk.formats.open`."""
+    return click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse a file that could be taken for another format, or that names another file.",
+    )(function)
+
+
 def allow_option(function: _F) -> _F:
     """`--allow-external` alone, for commands that cannot do without the files that an image names."""
     return click.option(
@@ -186,6 +195,11 @@ def show_creation_options(writer: type[Writer]) -> None:
 
 def _shown(value: Any) -> str:
     return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def format_text(name: str, guessed_from: str | None) -> str:
+    """A format, and from what it was guessed."""
+    return name if guessed_from is None else f"{name} (guessed from {guessed_from})"
 
 
 def print_json(value: Any) -> None:

@@ -14,6 +14,7 @@ from vdisk.cli.common import (
     asks_for_help,
     creation_options,
     format_option,
+    format_text,
     human_size,
     json_option,
     print_json,
@@ -22,6 +23,7 @@ from vdisk.cli.common import (
     secret_option,
     share_option,
     show_creation_options,
+    strict_option,
 )
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Plan, say what would be done, and leave no target.")
 @reference_options
+@strict_option
 @share_option
 @json_option
 def command(
@@ -107,6 +110,7 @@ def command(
     dry_run: bool,
     allow: Sequence[str],
     no_references: bool,
+    strict: bool,
     force_share: bool,
     as_json: bool,
 ) -> None:
@@ -136,8 +140,10 @@ def command(
         raise click.UsageError("--size says how long the disk out of a pipe is: SOURCE is to be -.")
     if source == "-" and source_format != "raw":
         raise click.UsageError("A pipe gives a raw disk: say so by -f raw.")
-    if source == "-" and any((source_backing_format, snapshot, disk, secret, dry_run)):
-        raise click.UsageError("A raw disk out of a pipe has no snapshot, disk, secret or backing file, nor a dry run.")
+    if source == "-" and any((source_backing_format, snapshot, disk, secret, dry_run, strict)):
+        raise click.UsageError(
+            "A raw disk out of a pipe has no snapshot, disk, secret or backing file, nor a dry run or a strict one."
+        )
     from vdisk.cli.progress import bar
     from vdisk.converter import convert, convert_from_pipe
     from vdisk.storage.stream import InputPipe
@@ -156,6 +162,7 @@ def command(
             "progress": show,
             "allow": allow,
             "references": not no_references,
+            "strict": strict,
             "force_share": force_share,
             "dry_run": dry_run,
             "flush": flush,
@@ -169,13 +176,22 @@ def command(
             how |= {"target_format": target_format, "backing": backing, "backing_format": backing_format}
             goal = _output_pipe() if target == "-" else target
             if source == "-":
-                only = ("source_format", "source_backing_format", "snapshot", "disk", "secret", "dry_run", "resume")
+                only = (
+                    "source_format",
+                    "source_backing_format",
+                    "snapshot",
+                    "disk",
+                    "secret",
+                    "dry_run",
+                    "resume",
+                    "strict",
+                )
                 how = {name: value for name, value in how.items() if name not in only}
                 done = convert_from_pipe(InputPipe(size=size), goal, **how)
             else:
                 done = convert(source, goal, **how)
     with contextlib.redirect_stdout(sys.stderr) if target == "-" else contextlib.nullcontext():
-        _say(done, verdict, as_json=as_json, dry_run=dry_run)
+        _say(source, done, verdict, as_json=as_json, dry_run=dry_run)
     if verdict is not None and not verdict.fits:
         raise click.exceptions.Exit(1)
 
@@ -188,16 +204,22 @@ def _output_pipe() -> OutputPipe:
     return OutputPipe()
 
 
-def _say(done: Conversion, verdict: Verdict | None, *, as_json: bool, dry_run: bool) -> None:
+def _say(source: str, done: Conversion, verdict: Verdict | None, *, as_json: bool, dry_run: bool) -> None:
     """What was done, or would be."""
     if as_json:
         said: dict[str, Any] = {name.replace("_", "-"): value for name, value in done._asdict().items()}
+        if done.source_format_guessed_from is None:
+            del said["source-format-guessed-from"]
         print_json(said if verdict is None else {**said, "verdict": verdict.as_dict()})
     elif dry_run:
-        click.echo(f"{done.source_format} to {done.target_format}, a disk of {human_size(done.size_bytes)}:")
+        source_format = format_text(done.source_format, done.source_format_guessed_from)
+        click.echo(f"{source_format} to {done.target_format}, a disk of {human_size(done.size_bytes)}:")
         click.echo(f"  read         {human_size(done.read_bytes)}")
         click.echo(f"  passed on    {human_size(done.passed_bytes)} (compressed units as they are)")
         click.echo(f"  left out     {human_size(done.skipped_bytes)} (zeros)")
+    elif done.source_format_guessed_from is not None:
+        guess = format_text(done.source_format, done.source_format_guessed_from)
+        click.echo(f"{source}: read as {guess}; -f names the format", err=True)
     if verdict is not None and not as_json:
         from vdisk.compat.text import fix_words
 

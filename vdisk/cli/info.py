@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vdisk.cli.common import human_size, json_option, print_json, reading_options
+from vdisk.cli.common import format_text, human_size, json_option, print_json, reading_options, strict_option
 
 
 @click.command(
@@ -18,9 +18,7 @@ Examples:
 )
 @click.argument("image", type=click.Path())
 @click.option("--chain", "--backing-chain", is_flag=True, help="Show the images behind it too.")
-@click.option(
-    "--strict", is_flag=True, help="Refuse a file that could be taken for another format, or that names another file."
-)
+@strict_option
 @reading_options
 @json_option
 def command(image: str, chain: bool, strict: bool, as_json: bool, **how: Any) -> None:
@@ -57,17 +55,11 @@ def _say(name: str, value: object) -> None:
     click.echo(f"{name + ':':<18}{text}")
 
 
-def _format_of(one: dict[str, Any]) -> str:
-    """The format, and from what it was guessed."""
-    guess = one.get("format-guessed-from")
-    return str(one["format"]) if guess is None else f"{one['format']} (guessed from {guess})"
-
-
 def _show(one: dict[str, Any]) -> None:
     """One image for people."""
     lines = [
         ("image", one["filename"]),
-        ("format", _format_of(one)),
+        ("format", format_text(one["format"], one.get("format-guessed-from"))),
         ("virtual size", f"{human_size(one['virtual-size'])} ({one['virtual-size']} bytes)"),
         ("disk size", human_size(one["actual-size"]) if "actual-size" in one else None),
         ("cluster size", one.get("cluster-size")),

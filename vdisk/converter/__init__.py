@@ -26,6 +26,8 @@ class Conversion(NamedTuple):
     """What a conversion did, or with `dry_run` would do. All in bytes of the disk."""
 
     source_format: str
+    source_format_guessed_from: str | None
+    """From what it was guessed, in words; None where it was named."""
     target_format: str
     size_bytes: int
     read_bytes: int
@@ -61,6 +63,7 @@ def convert(
     size_multiple: int = 1,
     smallest_bytes: int = 0,
     resume: bool = False,
+    strict: bool = False,
     force_share: bool = False,
 ) -> Conversion:
     """Convert the image at `source` to a new one at `target`.
@@ -70,9 +73,9 @@ def convert(
     is stored. `snapshot` takes an internal snapshot's disk instead of the current one; `disk` chooses one of a
     package's; `secret` unlocks an encrypted source. The target appears when it is whole: until then an image that
     stood there is as it was. `flush` waits until the disk has it; without a word on it that is done where an image is
-    replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `force_share`
-    reads a source that another program writes to, as in `vdisk.formats.open`. `progress` is called with the bytes done
-    and the bytes in all.
+    replaced. The disk is prolonged with zeros to `smallest_bytes` and to a multiple of `size_multiple`. `strict` and
+    `force_share` say how the source is opened, as in `vdisk.formats.open`. `progress` is called with the bytes done and
+    the bytes in all.
 
     With `resume` an interrupted conversion leaves its work in a folder beside the target, and the same call goes on
     from there (`vdisk.converter.resume`); one that has nothing to go on with begins.
@@ -87,7 +90,7 @@ def convert(
         raise OptionError(f"{os.fspath(path)}: {'a dry run' if dry_run else 'a pipe'} cannot be resumed")
     writer_class = target_writer(path, target_format)
     allow = list(allow)
-    how = {"allow": allow, "references": references, "secret": secret, "force_share": force_share}
+    how = {"allow": allow, "references": references, "secret": secret, "strict": strict, "force_share": force_share}
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(_open_source(source, disk, source_format, source_backing_format, how))
         device: BlockDevice = image if snapshot is None else stack.enter_context(image.open_snapshot(snapshot))
@@ -110,7 +113,9 @@ def convert(
                 progress=progress,
                 dry_run=dry_run,
             )
-            return _conversion(image.format_name, writer_class.FORMAT_NAME, device.size, plan, written)
+            return _conversion(
+                image.format_name, image.guessed_from, writer_class.FORMAT_NAME, device.size, plan, written
+            )
         keep = [os.fspath(source), *_files_of(image)]
         if resume:
             from vdisk.converter.resume import convert_kept, fields_of
@@ -141,7 +146,9 @@ def convert(
                 progress=progress,
                 flush=flush,
             )
-            made = _conversion(image.format_name, writer_class.FORMAT_NAME, size, done.plan, done.written_bytes)
+            made = _conversion(
+                image.format_name, image.guessed_from, writer_class.FORMAT_NAME, size, done.plan, done.written_bytes
+            )
             return made._replace(resumed_bytes=done.resumed_bytes)
         with Staging(target, keep=keep) as staging:
             writer = writer_class(staging, device.size, options or {}, compress=compress, backing=named)
@@ -156,7 +163,7 @@ def convert(
                 staging.commit(flush=flush)
                 discard_kept(target)
                 written = engine.written_bytes
-            return _conversion(image.format_name, writer.FORMAT_NAME, device.size, plan, written)
+            return _conversion(image.format_name, image.guessed_from, writer.FORMAT_NAME, device.size, plan, written)
 
 
 def convert_from_pipe(
@@ -203,7 +210,7 @@ def convert_from_pipe(
             raise OptionError(f"{source.name}: {name} to a pipe has to read its source twice, and a pipe is read once")
         plan, written = from_pipe(source, writer, threads or _default_threads(), progress)
         staging.commit(flush=flush)
-        return _conversion("raw", writer.FORMAT_NAME, source.position, plan, written)
+        return _conversion("raw", None, writer.FORMAT_NAME, source.position, plan, written)
 
 
 def _default_threads() -> int:
@@ -258,10 +265,13 @@ def _open_source(
     return formats.open(source, format=format, backing_format=backing_format, **how)
 
 
-def _conversion(source_format: str, target_format: str, size: int, plan: Plan, written: int) -> Conversion:
+def _conversion(
+    source_format: str, guessed_from: str | None, target_format: str, size: int, plan: Plan, written: int
+) -> Conversion:
     totals = plan.total_bytes
     return Conversion(
         source_format,
+        guessed_from,
         target_format,
         size,
         totals[Action.READ],

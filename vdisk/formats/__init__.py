@@ -155,11 +155,15 @@ def open(
         storage = source
     else:
         storage = open_held(main_file(source), writable=writable, force_share=force_share)
+    guess: str | None = None
     try:
         if row is None:
+            from vdisk.formats.marks import guessed_from
+
             row = probe(storage)
+            guess = guessed_from(storage, row)
         if strict:
-            from vdisk.formats.marks import refuse_ambiguous
+            from vdisk.formats.strict import refuse_ambiguous
 
             refuse_ambiguous(storage, row, is_guess=format is None)
             references = False
@@ -173,8 +177,9 @@ def open(
         storage.close()
         raise
     image = row.image_class().open(storage, request)
+    image.guessed_from = guess
     if strict:
-        from vdisk.formats.marks import refuse_unsafe
+        from vdisk.formats.strict import refuse_unsafe
 
         try:
             refuse_unsafe(image)

@@ -107,7 +107,9 @@ class Gate:
     def resolve(self, field: str, name: str) -> Path:
         """Where `name` leads, every link resolved, once the policy is met."""
         if not self.references:
-            self._refuse(field, name, "files that images name are not opened", "leave out --no-references to allow it")
+            self._refuse(
+                field, name, "files that images name are not opened", "leave out --no-references (or --strict)"
+            )
         if self.image is None:
             self._refuse(field, name, "an image without a path has no folder to look in")
         assert self.image is not None

@@ -57,6 +57,8 @@ class Image(BlockDevice):
     """A block device in a file of some format."""
 
     format_name: ClassVar[str]
+    guessed_from: str | None = None
+    """From what its format was guessed, in words; None where the format was named."""
 
     @classmethod
     @abc.abstractmethod

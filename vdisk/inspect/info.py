@@ -36,10 +36,7 @@ def info(
         strict=strict,
         force_share=force_share,
     ) as image:
-        found = describe(image, os.fspath(path), backing_format)
-    if format is None:
-        found["format-guessed-from"] = _guess(path, image)
-    return found
+        return describe(image, os.fspath(path), backing_format)
 
 
 def chain_of(
@@ -66,16 +63,7 @@ def chain_of(
             if isinstance(layer, Image):
                 found.append(describe(layer, layer.name, backing_format))
             layer = layer.backing
-    if format is None:
-        found[0]["format-guessed-from"] = _guess(path, image)  # no other is ever guessed
     return found
-
-
-def _guess(path: str | os.PathLike[str], image: Image) -> str:
-    from vdisk.formats.marks import guessed_from
-
-    with FileStorage(formats.main_file(path)) as storage:
-        return guessed_from(storage, formats.find_format(image.format_name))
 
 
 def describe(image: Image, filename: str, backing_format: str | None = None) -> dict[str, Any]:
@@ -85,6 +73,8 @@ def describe(image: Image, filename: str, backing_format: str | None = None) -> 
     if said.cluster_size is not None:
         found["cluster-size"] = said.cluster_size
     found["format"] = image.format_name
+    if image.guessed_from is not None:  # never that of a backing file
+        found["format-guessed-from"] = image.guessed_from
     found["actual-size"] = _allocated_bytes(filename, said)
     if said.is_encrypted:
         found["encrypted"] = True

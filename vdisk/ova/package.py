@@ -51,9 +51,10 @@ class Disk(NamedTuple):
 class Package:
     """A package that is open for reading. Use as a context manager, or close it."""
 
-    def __init__(self, path: Path, archive: FileStorage | None, gate: Gate) -> None:
+    def __init__(self, path: Path, archive: FileStorage | None, gate: Gate, *, strict: bool = False) -> None:
         self.path = path
         self.name = str(path)
+        self._strict = strict
         self.notes: list[str] = []
         """What a user should be told: a manifest that is not there, files that it leaves out."""
         self._archive = archive
@@ -75,25 +76,30 @@ class Package:
         *,
         allow: Iterable[str | os.PathLike[str]] = (),
         references: bool = True,
+        strict: bool = False,
         force_share: bool = False,
     ) -> Self:
         """Open an OVA or an OVF descriptor. `allow` and `references` are the gate's, for files beside a descriptor;
-        `force_share` is as in `vdisk.formats.open`.
+        `strict` and `force_share` are as in `vdisk.formats.open`.
 
         Raises `NotThisFormat`, `Corrupt`, `Unsupported`, `PolicyError`, `StorageError` or `InUse`.
         """
         from vdisk.formats.gate import Gate
 
         where = Path(path)
-        gate = Gate(where, allow=allow, references=references, force_share=force_share)
+        gate = Gate(where, allow=allow, references=references and not strict, force_share=force_share)
         storage = open_held(where, force_share=force_share)
         try:
             is_archive = tar.is_tar(storage.read(0, tar.BLOCK_BYTES))
             if not is_archive and b"Envelope" not in storage.read(0, 4096):
                 raise NotThisFormat(str(where), "package", expected="an OVA or an OVF descriptor", found="neither")
+            if strict:
+                from vdisk.formats.strict import refuse_marks
+
+                refuse_marks(storage, "ova" if is_archive else "ovf")
             if not is_archive:
                 storage.close()
-            return cls(where, storage if is_archive else None, gate)
+            return cls(where, storage if is_archive else None, gate, strict=strict)
         except BaseException:
             storage.close()
             raise
@@ -238,7 +244,7 @@ class Package:
             self.notes.append(
                 f"the descriptor gives {entry.file.name} {entry.file.size_bytes} bytes; it has {storage.size}"
             )
-        disk = formats.open(storage, format=name)
+        disk = formats.open(storage, format=name, strict=self._strict)
         if entry.capacity_bytes and entry.capacity_bytes != disk.size:
             self.notes.append(f"the descriptor gives disk {entry.id} {entry.capacity_bytes} bytes; it has {disk.size}")
         return disk
@@ -267,13 +273,14 @@ def open_disk(
     progress: Progress | None = None,
     allow: Iterable[str | os.PathLike[str]] = (),
     references: bool = True,
+    strict: bool = False,
     force_share: bool = False,
 ) -> Image:
     """Open a disk of the package at `path`, read only and where it lies; see `Package.find_disk` for `disk`.
 
     With `verify` the manifest is held against every file first, which reads them whole.
     """
-    with Package.open(path, allow=allow, references=references, force_share=force_share) as package:
+    with Package.open(path, allow=allow, references=references, strict=strict, force_share=force_share) as package:
         package.find_disk(disk)
         if verify:
             package.verify(progress)
