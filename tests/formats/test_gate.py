@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,16 @@ def test_protocols_and_non_names_are_refused(folder: Path, name: str) -> None:
         opened(Gate(folder / "top.qcow2", allow=["/"]), name)
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
 def test_what_is_no_plain_file_is_refused_and_does_not_hang(folder: Path, kind: str) -> None:
     name = "thing"
     if kind == "fifo":
         os.mkfifo(folder / name)
     elif kind == "folder":
         (folder / name).mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(folder / name))  # a socket's path may not be long
     else:
         name = "/dev/zero"
     with pytest.raises(PolicyError, match="is not a plain file"):

@@ -22,7 +22,7 @@ from types import FrameType
 MOST_SECONDS = 5.0
 MOST_BYTES = 256 << 20
 _LARGEST_TARGET = 256 << 20
-COMMANDS = ("info", "info --chain", "map", "check", "read", "convert")
+COMMANDS = ("info", "info --strict", "info --chain", "map", "check", "read", "compare", "measure", "compat", "convert")
 
 
 class Overdue(BaseException):
@@ -47,6 +47,8 @@ def hold_out(image: str, command: str, folder: str) -> dict[str, object]:
 
     words = command.split()
     arguments = [*words, image]
+    if words[0] == "compare":
+        arguments.append(image)
     if words[0] == "read":
         arguments += ["--length", "512"]
     if words[0] == "convert":

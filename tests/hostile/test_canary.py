@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from vdisk.converter import convert
 SIZE = 64 << 10
 CANARY = b"CANARY-6fb1c2-of-the-host\n"
 COMMANDS = ("info", "info --chain", "info --json", "map", "map --json", "check", "read", "convert", "convert -O qcow2",
-            "compare", "convert --no-references")  # fmt: skip
+            "compare", "convert --no-references", "measure", "compat", "commit", "rebase",
+            "check --repair all", "rebase -u")  # fmt: skip
 
 
 class Trap(NamedTuple):
@@ -166,6 +168,8 @@ def all_commands(run: Run, image: Path, out: Path, *how: str) -> Iterator[tuple[
             arguments = [*words, *([] if "-O" in words else ["-O", "raw"]), image, target]
         elif words[0] == "compare":
             arguments = [*words, image, image]
+        elif words[0] == "rebase":
+            arguments = [*words, "-b", "", image]
         else:
             arguments = [*words, image]
         ran = run(*arguments, *(how if "--no-references" not in words and words[0] != "compare" else ()))
@@ -194,6 +198,7 @@ def test_no_construction_lets_the_canary_out(
             assert CANARY[:6] not in came, f"{command}: the canary is out"
             refused += status != 0
         assert refused >= 3, "read, map and convert are refused"
+        assert secret.read_bytes() == canary_bytes(), "commit and repair do not write to it either"
     finally:
         os.close(fd)
 
@@ -207,7 +212,7 @@ def test_the_traps_would_work(construct: Callable[[Path, str], Path], run: Run, 
     assert ran.out.encode("latin-1") == canary_bytes()[:512]
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "zero", "tty"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "zero", "tty"])
 @pytest.mark.parametrize("construct", CONSTRUCTIONS, ids=lambda function: function.__name__)
 def test_what_is_no_file_is_not_opened(
     construct: Callable[[Path, str], Path], kind: str, run: Run, tmp_path: Path
@@ -218,6 +223,9 @@ def test_what_is_no_file_is_not_opened(
         os.mkfifo(folder / name)
     elif kind == "folder":
         (folder / name).mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(folder / name))  # a socket's path may not be long
     image = construct(folder, name)
     for command in ("convert",) if construct is ovf else ("convert", "read", "map"):
         target = [tmp_path / "target.raw"] if command == "convert" else []
@@ -243,7 +251,9 @@ def test_children_of_a_parent_elsewhere(format_name: str, run: Run, tmp_path: Pa
     out.mkdir()
     for command, status, came in all_commands(run, child, out):
         assert CANARY[:6] not in came, command
-        assert status != 0 or command.split()[0] in ("info", "check"), command
+        assert status != 0 or command.split()[0] in ("info", "check", "rebase"), command
+    with formats.open(parent) as device:
+        assert device.read(0, 1 << 20) == canary_bytes(1 << 20)
 
 
 def test_a_vdi_takes_its_parent_from_its_own_folder_alone(run: Run, tmp_path: Path) -> None:
