@@ -12,6 +12,7 @@ import pytest
 import vdisk
 from tests.conformance.chain import SIZE, make_base, make_child, read_all
 from tests.conformance.image import lay_out
+from tests.formats.vmdk.handmade import descriptor
 from vdisk import formats
 from vdisk.converter import convert
 from vdisk.errors import InUse, OptionError
@@ -125,6 +126,18 @@ def test_a_parent_in_use_is_not_looked_for_under_another_name(tmp_path: Path) ->
     (tmp_path / "base.vmdk").write_bytes(base.read_bytes())
     with in_use(base, writable=True), pytest.raises(InUse, match=r"old/base\.vmdk"):
         vdisk.open(child)
+
+
+def test_two_extents_in_one_file_are_no_two_programs(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vmdk"
+    (tmp_path / "flat").write_bytes(bytes(128 << 10))
+    path.write_text(descriptor('RW 128 FLAT "flat" 128', 'RW 128 FLAT "flat" 0'))
+    with vdisk.open(path, writable=True) as disk:
+        disk.write((64 << 10) - 2, b"edge")
+        with pytest.raises(InUse):
+            open_held(tmp_path / "flat")
+    data = (tmp_path / "flat").read_bytes()
+    assert (data[-2:], data[:2]) == (b"ed", b"ge")
 
 
 def test_a_stranger_beside_a_vdi_is_nobody_s_business(tmp_path: Path) -> None:

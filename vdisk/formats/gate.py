@@ -41,6 +41,7 @@ class Gate:
         self.image = image
         self.references = references
         self.force_share = force_share
+        self._written: set[Path] = set()
         self._allowed = tuple(Path(os.path.realpath(folder)) for folder in allow)
         self._chain = _chain
         if image is not None:
@@ -66,7 +67,11 @@ class Gate:
         """
         storage = self.peek(field, name, writable=writable)
         try:
-            locks.hold(storage, force_share=self.force_share)
+            # Two extents of a VMDK may lie in one file, which this image then holds already.
+            if storage.path not in self._written:
+                locks.hold(storage, force_share=self.force_share)
+            if writable:
+                self._written.add(storage.path)
         except BaseException:
             storage.close()
             raise
