@@ -175,6 +175,14 @@ class TestConvert:
             convert(source, target, force_share=True)
         assert read_all(target) == content
 
+    def test_a_resumable_one_leaves_no_folder_behind(self, tmp_path: Path) -> None:
+        vdisk.create(tmp_path / "a.qcow2", "1M")
+        vdisk.create(tmp_path / "b.qcow2", "1M")
+        with in_use(tmp_path / "b.qcow2", writable=False), pytest.raises(InUse):
+            convert(tmp_path / "a.qcow2", tmp_path / "b.qcow2", resume=True)
+        assert {path.name for path in tmp_path.iterdir()} == {"a.qcow2", "b.qcow2"}
+        convert(tmp_path / "a.qcow2", tmp_path / "b.qcow2", resume=True)
+
     def test_extents_that_would_be_replaced_count(self, tmp_path: Path) -> None:
         source, target = tmp_path / "a.qcow2", tmp_path / "b.vmdk"
         vdisk.create(source, "1M")
