@@ -19,7 +19,6 @@ import abc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Self, final
 
 from vdisk.block.extent import Encoded, Extent, Kind, coalesce
@@ -239,8 +238,12 @@ class BlockDevice(abc.ABC):
             assert extent.storage is not None
             data = extent.storage.read(extent.host, length)
             return data if len(data) == length else data.ljust(length, b"\0")
+        parts = [extent, *extents]
+        bare = self.backing is None
+        if all(part.kind is _DATA or part.kind is _ZERO or (bare and part.kind is _UNALLOCATED) for part in parts):
+            return b"".join(map(_plain_bytes, parts))
         buffer = bytearray(length)
-        self._fill(chain((extent,), extents), offset, memoryview(buffer))
+        self._fill(parts, offset, memoryview(buffer))
         return bytes(buffer)
 
     def _readinto(self, offset: int, view: memoryview) -> None:
@@ -463,6 +466,14 @@ def _neighbours(units: list[Extent]) -> Iterator[list[Extent]]:
             yield near
         near, start, end = [unit], encoded.host, unit_end
     yield near
+
+
+def _plain_bytes(extent: Extent) -> bytes:
+    """What an extent holds that is DATA, or else zeros."""
+    if extent.kind is not _DATA:
+        return bytes(extent.length)
+    assert extent.storage is not None
+    return extent.storage.read(extent.host, extent.length).ljust(extent.length, b"\0")
 
 
 def _fill_zeros(view: memoryview) -> None:
