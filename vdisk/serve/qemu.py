@@ -51,6 +51,10 @@ class QemuError(HypervisorError):
     """QEMU could not start, or ended on its own."""
 
 
+class _NotStarted(QemuError):
+    """QEMU ended before it took a command."""
+
+
 class _Qmp:
     """QEMU's monitor: commands in, answers and events out, one JSON object a line."""
 
@@ -66,11 +70,15 @@ class _Qmp:
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     self._socket.close()
-                    raise QemuError("QEMU did not start") from None
+                    raise _NotStarted("QEMU did not start") from None
                 time.sleep(_STEP_SECONDS)
         self._socket.settimeout(_START_SECONDS)
-        self._read()
-        self.command("qmp_capabilities")
+        try:
+            self._read()
+            self.command("qmp_capabilities")
+        except QemuError as error:
+            self._socket.close()
+            raise _NotStarted(f"QEMU did not start: {error}") from error
 
     def _read(self) -> dict[str, Any]:
         while b"\n" not in self._buffer:
@@ -128,18 +136,40 @@ def _disk_arguments(index: int, disk: Disk, controller: str, socket_path: Path, 
     return ["-blockdev", json.dumps(node), "-device", f"{device},bootindex={index}"]
 
 
-def _arguments(profile: Profile, memory_bytes: int, cpus: int, folder: Path, *, emulate: bool) -> list[str]:
+def _arguments(profile: Profile, memory_bytes: int, cpus: int, folder: Path) -> list[str]:
     def quoted(text: str) -> str:
         return text.replace(",", ",,")
 
-    accelerators = ("-accel", "tcg") if emulate else ("-accel", "kvm", "-accel", "tcg")
     smbios = f"type=1,manufacturer={quoted(profile.manufacturer)},product={quoted(profile.product)}"
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-machine", "pc", "-cpu", "max"),
-        *accelerators,
         *("-m", f"{memory_bytes >> 20}M", "-smp", str(cpus), "-smbios", smbios),
         *("-serial", f"file:{folder / 'serial'}", "-qmp", f"unix:{folder / 'qmp'},server=on,wait=off", "-S"),
     ]
+
+
+def _start(stack: ExitStack, arguments: list[str], folder: Path, *, emulate: bool) -> _Qmp:
+    """QEMU, stopped before the guest's first instruction.
+
+    There are KVMs that QEMU takes and then cannot use (it ends by an assertion): then once more, without.
+    """
+    if not emulate:
+        try:
+            return _attempt(stack, [*arguments, "-accel", "kvm", "-accel", "tcg"], folder)
+        except _NotStarted:
+            (folder / "qmp").unlink(missing_ok=True)
+    return _attempt(stack, [*arguments, "-accel", "tcg"], folder)
+
+
+def _attempt(stack: ExitStack, command: list[str], folder: Path) -> _Qmp:
+    with (folder / "messages").open("wb") as messages:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, start_new_session=True
+        )
+    stack.callback(_end, process)
+    qmp = _Qmp(folder / "qmp", process)
+    stack.callback(qmp.close)
+    return qmp
 
 
 class QemuGuest:
@@ -281,7 +311,7 @@ def boot_in_qemu(
     rows = [disks] if isinstance(disks, BlockDevice | Disk) else list(disks)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vdisk-qemu-")))
-        arguments = [program, *_arguments(chosen, memory_bytes, cpus, folder, emulate=emulate)]
+        arguments = [program, *_arguments(chosen, memory_bytes, cpus, folder)]
         meters = []
         buses: set[str] = set()
         for index, row in enumerate(rows):
@@ -295,14 +325,8 @@ def boot_in_qemu(
                 buses.add(name)
             arguments += _disk_arguments(index, disk, name, server.path, writable=meters[-1].writable)
         arguments += _firmware_arguments(firmware_path, kernel, folder)
-        with (folder / "messages").open("wb") as messages:
-            process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, start_new_session=True
-            )
-        stack.callback(_end, process)
         try:
-            qmp = _Qmp(folder / "qmp", process)
-            stack.callback(qmp.close)
+            qmp = _start(stack, arguments, folder, emulate=emulate)
             guest = QemuGuest(qmp, folder, meters)
             qmp.command("cont")
             watcher = Watcher(guest, expect, on_stage=on_stage)
