@@ -48,7 +48,7 @@ class PipeStaging(Staging):
     def make_folder(self) -> None:
         raise OptionError("an image that is a folder cannot go to a pipe")
 
-    def create(self, name: str | None = None) -> Storage:
+    def create(self, name: str | None = None, *, device_bytes: int | None = None) -> Storage:
         if name is not None or self._is_given:
             raise OptionError("an image of several files cannot go to a pipe")
         self._is_given = True

@@ -151,6 +151,6 @@ class _Inside(Staging):
         super().__init__(target)
         self._storage = storage
 
-    def create(self, name: str | None = None) -> Storage:
+    def create(self, name: str | None = None, *, device_bytes: int | None = None) -> Storage:
         assert name is None
         return self._storage

@@ -164,12 +164,12 @@ class FileStorage(Storage):
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         if length <= 0:
             return
-        if unmap and self._is_regular:
+        if unmap:
             size = self.size
-            if offset >= size:
+            if self._is_regular and offset >= size:
                 self.truncate(offset + length)
                 return
-            if _punch_hole(self._fd, offset, length):
+            if _punch_hole(self._fd, offset, length):  # a device does so for whole sectors, or not at all
                 if offset + length > size:
                     self.truncate(offset + length)
                 return

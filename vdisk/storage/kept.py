@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-from vdisk.errors import Corrupt, StorageError
+from vdisk.errors import Corrupt, StorageError, Unsupported
+from vdisk.storage.base import Storage
 from vdisk.storage.file import FileStorage
 from vdisk.storage.staging import Staging, flush_folder
 
@@ -189,6 +190,11 @@ class KeptStaging(Staging):
         except OSError as error:
             raise StorageError(str(self.work_folder), "create", error) from error
         self._lock = _FolderLock(self.work_folder)
+
+    def _device(self, final: Path, device_bytes: int | None) -> Storage | None:
+        if final.is_block_device():
+            raise Unsupported(final, "resume", "a block device as the target")
+        return super()._device(final, device_bytes)
 
     def _temporary_of(self, final: Path) -> Path:
         return self.work_folder / final.name

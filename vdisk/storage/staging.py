@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from vdisk.errors import OptionError, StorageError
+from vdisk.errors import OptionError, StorageError, Unsupported
 from vdisk.storage import locks
 from vdisk.storage.base import Storage
 from vdisk.storage.file import FileStorage
@@ -21,6 +22,8 @@ class Staging:
     final names stays as it was. `commit()` renames the main file last: until then an older image under the same
     name is whole. Files that are to be replaced are held meanwhile, as by one who writes to them: another program
     that has one open, such as a virtual machine, goes on with a file that nobody would find any more.
+
+    A block device is not replaced but written to, and what was on it is gone from the beginning.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Staging:
         self._held: dict[Path, int | None] = {self.target: None} if is_held else {}
         self._suffix = f".{os.urandom(4).hex()}.part"
         self._files: dict[Path, FileStorage] = {}
+        self._devices: list[_DeviceStorage] = []
         self._temporary: set[Path] = set()
         self._folder: Path | None = None
 
@@ -53,8 +57,11 @@ class Staging:
             raise StorageError(str(self.target), "create", error) from error
         self._folder = folder
 
-    def create(self, name: str | None = None) -> Storage:
-        """A new empty file that will be called `name`, in the target's folder; without a name, the target itself."""
+    def create(self, name: str | None = None, *, device_bytes: int | None = None) -> Storage:
+        """A new empty file that will be called `name`, in the target's folder; without a name, the target itself.
+
+        With `device_bytes` a block device may stand there, of which so many bytes read as zeros then.
+        """
         if self._folder is not None and name is not None:
             final = self.target / name
         else:
@@ -63,6 +70,8 @@ class Staging:
             raise OptionError(f"{final}: is a file of the source; choose another name for the target")
         if final in self._files:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
+        if (device := self._device(final, device_bytes)) is not None:
+            return device
         self._hold(final)
         temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
         self._temporary.add(temporary)  # before it is there: a signal may come in between
@@ -70,6 +79,23 @@ class Staging:
         storage.name = str(final)  # errors speak of the file that the user asked for
         self._files[final] = storage
         return storage
+
+    def _device(self, final: Path, device_bytes: int | None) -> Storage | None:
+        """The block device that stands where a file is wanted; None where a file can be made."""
+        try:
+            mode = final.stat().st_mode
+        except OSError:
+            return None
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return None
+        if not stat.S_ISBLK(mode):
+            raise StorageError(str(final), "create", "stands there, and is neither a regular file nor a block device")
+        if device_bytes is None:
+            raise Unsupported(final, "block device", "writing another format than raw to it")
+        device = _DeviceStorage(final)
+        self._devices.append(device)
+        device.truncate(device_bytes)
+        return device
 
     def _make_folder(self, temporary: Path) -> None:
         temporary.mkdir()
@@ -89,6 +115,10 @@ class Staging:
         Without a word on it they are flushed when they replace an image: a loss of power then leaves the old one or
         the new one. A new name has nothing to lose, and waiting costs as much as converting (docs/adr/0002).
         """
+        for device in self._devices:
+            if flush is not False:
+                device.flush()
+            device.close()
         if flush is None:
             flush = any(final.exists() for final in self._files)
         ordered = sorted(self._files.items(), key=lambda item: item[0] == self.target)
@@ -141,7 +171,7 @@ class Staging:
         """Remove every file that was not committed."""
         for final in list(self._held):
             self._let_go(final)
-        for storage in self._files.values():
+        for storage in [*self._files.values(), *self._devices]:
             storage.close()
         for path in self._temporary:
             with contextlib.suppress(OSError):
@@ -161,6 +191,34 @@ class Staging:
 
     def __exit__(self, *exc: object) -> None:
         self.rollback()
+
+
+class _DeviceStorage(FileStorage):
+    """A block device that a new disk is written to. No other program has it, nor is it mounted."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, writable=True)
+        self._claim = -1
+        self._disk_bytes = 0
+        try:
+            self._claim = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)  # Linux: refused where it is mounted
+        except OSError as error:
+            self.close()
+            raise StorageError(self.name, "open", error) from error
+
+    def truncate(self, size: int) -> None:
+        """The disk ends at `size`: up to there, what was on the device reads as zeros; the rest of it is left alone."""
+        if size > self.size:
+            raise StorageError(self.name, "create", f"the disk has {size} bytes, and the device {self.size}")
+        if size > self._disk_bytes:
+            self.zero(self._disk_bytes, size - self._disk_bytes)
+            self._disk_bytes = size
+
+    def close(self) -> None:
+        claim, self._claim = getattr(self, "_claim", -1), -1  # the device itself may not have opened
+        if claim >= 0:
+            os.close(claim)
+        super().close()
 
 
 def flush_folder(folder: Path) -> None:

@@ -27,12 +27,13 @@ class RawWriter(Writer):
         backing: Backing | None = None,
     ) -> None:
         super().__init__(staging, size, options, compress=compress, backing=backing)
-        self._storage = staging.create()
+        self._storage = staging.create(device_bytes=size)
 
     def place(self, offset: int, length: int) -> Iterable[Placement]:
         return (Placement(offset, length, self._storage, offset),)
 
     def lengthen(self, size: int) -> None:
+        self._storage.truncate(size)
         self.size = size
 
     def finish(self) -> None:
