@@ -159,7 +159,9 @@ def main() -> None:
         default=[],
         help="rows with this disk, source or target; may be repeated",
     )
-    parser.add_argument("--tuned", action="store_true", help="measure against qemu-img -m 16 -W too")
+    parser.add_argument(
+        "--tuned", action=argparse.BooleanOptionalAction, help="measure against qemu-img -m 16 -W too (not when quick)"
+    )
     parser.add_argument("--scratch", metavar="DIR", help="where outputs go")
     given = parser.parse_args()
     runs = given.runs or (3 if given.quick else 5)
@@ -174,7 +176,7 @@ def main() -> None:
     for row in rows.QUICK if given.quick else rows.ALL:
         if not {row.disk, row.source, row.target}.issuperset(given.only):
             continue
-        found = measure(row, folder, runs, given.tuned)
+        found = measure(row, folder, runs, not given.quick if given.tuned is None else given.tuned)
         results.append(found)
         print(
             f"{row.disk:<8}{row.source:<12}{row.target:<13}{found['ours_seconds']:>8.2f}{found['theirs_seconds']:>8.2f}"
