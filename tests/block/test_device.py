@@ -202,3 +202,48 @@ def test_an_open_map_of_a_large_write_is_cut_on_block_edges() -> None:
         data = random.Random(2).randbytes(size - 1000)
         overlay.write(500, data)
         assert overlay.read(0, size) == bytes(500) + data + bytes(500)
+
+
+class Stumbling(Plain):
+    """Nothing in it may be overwritten; the second block that is placed finds no room, or an interrupt comes."""
+
+    def __init__(self, failure: BaseException) -> None:
+        super().__init__(bytes(8192))
+        self.failure = failure
+        self.placed: list[int] = []
+        self.flushed: list[list[int]] = []
+
+    def _extents(self, offset: int, length: int) -> tuple[Extent, ...]:
+        return (Extent(offset, length, Kind.DATA, self.storage, offset, in_place=False),)
+
+    def _place(self, offset: int, data: memoryview) -> None:
+        self.placed.append(offset)
+        if len(self.placed) == 2:
+            raise self.failure
+
+    def _flush(self) -> None:
+        self.flushed.append(list(self.placed))
+
+
+@pytest.mark.parametrize("failure", [StorageError("disk", "write", "No space left on device"), KeyboardInterrupt()])
+def test_what_a_failed_write_left_half_done_is_not_flushed(failure: BaseException) -> None:
+    disk = Stumbling(failure)
+    disk.write(0, b"x" * 512)
+    disk.flush()
+    with pytest.raises(type(failure)):
+        disk.write(512, b"x" * 512)
+    for again in (lambda: disk.write(0, b"y" * 512), disk.flush, lambda: disk.discard(0, 512)):
+        with pytest.raises(StorageError, match="an earlier change failed"):
+            again()
+    assert disk.read(0, 1) == b"\0"
+    disk.close()
+    assert disk.flushed == [[0]]
+
+
+def test_a_write_that_is_refused_breaks_nothing() -> None:
+    disk = Stumbling(StorageError("disk", "write", "never"))
+    with pytest.raises(OptionError):
+        disk.write(8192, b"x")
+    disk.write(0, b"x" * 512)
+    disk.close()
+    assert disk.flushed == [[0]]

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Self, final
 
 from vdisk.block.extent import Encoded, Extent, Kind, coalesce
-from vdisk.errors import Corrupt, OptionError, StorageError
+from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, Unsupported
 from vdisk.storage.base import Buffer, Storage
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _WRITE_STEP_BYTES = 4 << 20
 _DECODED_UNITS_KEPT_BYTES = 8 << 20
 _READ_TOGETHER_BYTES = 1 << 20
 _GAP_READ_BYTES = 1 << 14
+_REFUSALS = (OptionError, Unsupported, PolicyError)
+"""Raised before anything is changed."""
 
 
 class BlockDevice(abc.ABC):
@@ -74,6 +76,7 @@ class BlockDevice(abc.ABC):
         self._lock = threading.RLock()
         self._has_begun = False
         self._is_closed = False
+        self._is_broken = False
         self._decoded: OrderedDict[tuple[int, int], Buffer] = OrderedDict()
         self._decoded_bytes = 0
 
@@ -149,14 +152,34 @@ class BlockDevice(abc.ABC):
         with self._lock:
             self._start_change()
             if first < last:
-                self._discard(first, last - first)
+                with self.changing():
+                    self._discard(first, last - first)
 
     @final
     def flush(self) -> None:
         """Return once everything written would survive a loss of power."""
         with self._lock:
             if self.writable and self._has_begun:
-                self._flush()
+                self._refuse_broken()
+                with self.changing():
+                    self._flush()
+
+    def changing(self) -> Changing:
+        """The device's lock, for a change of the image: an error or an interrupt in the midst of it breaks it off."""
+        return Changing(self)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a change failed half done. Nothing is written then any more."""
+        return self._is_broken
+
+    def break_off(self) -> None:
+        """Let nothing more be written: what is in memory is half changed, and a flush would bring that to the file.
+
+        The file is as a kill at this moment would leave it, and every format's order of writing sees to it that a
+        kill leaves an image whole, with all that a flush had confirmed.
+        """
+        self._is_broken = True
 
     @final
     def close(self) -> None:
@@ -166,7 +189,8 @@ class BlockDevice(abc.ABC):
                 return
             self._is_closed = True
             try:
-                self.flush()
+                if not self.is_broken:
+                    self.flush()
             finally:
                 self._decoded.clear()
                 try:
@@ -226,7 +250,7 @@ class BlockDevice(abc.ABC):
         """Bring everything to the storages in the order that keeps them whole, and flush those."""
 
     def _close(self) -> None:
-        """Close the storages of this layer."""
+        """Close the storages of this layer; write to them first only if it is not broken."""
 
     # The loops -------------------------------------------------------------------------------------------------
 
@@ -365,7 +389,8 @@ class BlockDevice(abc.ABC):
             else:
                 block_data = self._copied_up(first, last, offset, view)
                 placed_to = min(last, end)
-            self._place(first, block_data)
+            with self.changing():
+                self._place(first, block_data)
             self._forget_decoded(first, last - first)
 
     def _copied_up(self, first: int, last: int, offset: int, view: memoryview) -> memoryview:
@@ -386,7 +411,9 @@ class BlockDevice(abc.ABC):
         if offset < first:
             self._write_plain_zeros(offset, first - offset)
         if first < last:
-            if self._zero(first, last - first, unmap):
+            with self.changing():
+                is_done = self._zero(first, last - first, unmap)
+            if is_done:
                 self._forget_decoded(first, last - first)
             else:
                 self._write_plain_zeros(first, last - first)
@@ -409,14 +436,38 @@ class BlockDevice(abc.ABC):
     def _start_change(self) -> None:
         if not self.writable:
             raise StorageError(self.name, "write", "opened read-only")
+        self._refuse_broken()
         if not self._has_begun:
-            self._begin_write()
+            with Changing(self, (*_REFUSALS, Corrupt)):  # a damaged image is refused before anything is changed
+                self._begin_write()
             self._has_begun = True
+
+    def _refuse_broken(self) -> None:
+        if self.is_broken:
+            raise StorageError(self.name, "write", "an earlier change failed, and nothing is written any more")
 
     def _refuse_range(self, offset: int, length: int) -> None:
         if self._is_closed:
             raise StorageError(self.name, "read", "closed")
         raise OptionError(f"{self.name}: range {offset}+{length} lies outside the disk of {self.size} bytes")
+
+
+class Changing:
+    """Holds a device's lock. Left by an error that is no plain refusal, it breaks the device off."""
+
+    __slots__ = ("_device", "_refusals")
+
+    def __init__(self, device: BlockDevice, refusals: tuple[type[Exception], ...] = _REFUSALS) -> None:
+        self._device = device
+        self._refusals = refusals
+
+    def __enter__(self) -> None:
+        self._device._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and not issubclass(kind, self._refusals):
+            self._device.break_off()
+        self._device._lock.release()
 
 
 class StorageDevice(BlockDevice):

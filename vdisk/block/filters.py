@@ -48,6 +48,10 @@ class Filter(BlockDevice):
     def _discard(self, offset: int, length: int) -> None:
         self.inner.discard(self.start + offset, length)
 
+    @property
+    def is_broken(self) -> bool:
+        return self.inner.is_broken
+
     def _flush(self) -> None:
         self.inner.flush()
 

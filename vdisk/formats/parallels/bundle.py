@@ -93,6 +93,10 @@ class BundleLayer(BlockDevice):
         for part, start, count in self._pieces(offset, length):
             part.image._discard(start, count)
 
+    def break_off(self) -> None:
+        super().break_off()
+        self._each(lambda image: image.break_off())
+
     def _flush(self) -> None:
         self._each(lambda image: image._flush())
 

@@ -263,7 +263,7 @@ class HdsImage(BlockMapImage, ParallelsImage):
 
     def _close(self) -> None:
         try:
-            if self._is_marked and not self._changed:
+            if self._is_marked and not self.is_broken and not self._changed:
                 self.storage.flush()
                 self.header.in_use = self._closed_mark
                 self.write_header()

@@ -40,11 +40,11 @@ class ParallelsImage(Image):
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         from vdisk.formats.parallels.check import check
 
-        with self._lock:
+        with self.changing():
             return check(self, repair, dry_run=dry_run)
 
     def resize(self, size: int, *, shrink: bool = False) -> None:
         from vdisk.formats.parallels.resize import resize
 
-        with self._lock:
+        with self.changing():
             resize(self, size, shrink=shrink)

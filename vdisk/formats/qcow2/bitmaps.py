@@ -8,6 +8,8 @@ stores them. A kill in between leaves them marked: they are then known to be out
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -314,7 +316,7 @@ def find_bitmap(image: Qcow2Image, bitmaps: list[Bitmap], name: str) -> Bitmap:
 
 def add_bitmap(image: Qcow2Image, name: str, *, granularity_bytes: int = 65536, recording: bool = True) -> None:
     """Make an empty bitmap, that records writes from now on unless told not to."""
-    with _Change(image) as bitmaps:
+    with _change(image) as bitmaps:
         bits = granularity_bytes.bit_length() - 1
         if granularity_bytes != 1 << bits or not _MIN_GRANULARITY_BITS <= bits <= _MAX_GRANULARITY_BITS:
             raise OptionError(f"a bitmap's granularity is a power of two from 512 to 2G, not {granularity_bytes}")
@@ -332,7 +334,7 @@ def add_bitmap(image: Qcow2Image, name: str, *, granularity_bytes: int = 65536, 
 
 def remove_bitmap(image: Qcow2Image, name: str) -> None:
     """Forget a bitmap."""
-    with _Change(image) as bitmaps:
+    with _change(image) as bitmaps:
         bitmap = find_bitmap(image, bitmaps, name)
         release_bits(image, bitmap)
         bitmaps.remove(bitmap)
@@ -340,7 +342,7 @@ def remove_bitmap(image: Qcow2Image, name: str) -> None:
 
 def clear_bitmap(image: Qcow2Image, name: str) -> None:
     """Set all bits of a bitmap to zero; it holds again if it did not."""
-    with _Change(image) as bitmaps:
+    with _change(image) as bitmaps:
         bitmap = find_bitmap(image, bitmaps, name)
         store_bits(image, bitmap, bytearray(bits_bytes(image.header.disk_bytes, bitmap.granularity_bits)))
         bitmap.flags &= ~IN_USE
@@ -348,38 +350,26 @@ def clear_bitmap(image: Qcow2Image, name: str) -> None:
 
 def set_recording(image: Qcow2Image, name: str, recording: bool) -> None:
     """Let writes set the bits of a bitmap, or no longer."""
-    with _Change(image) as bitmaps:
+    with _change(image) as bitmaps:
         bitmap = find_bitmap(image, bitmaps, name)
         if not bitmap.is_consistent:
             raise OptionError(f"{image.name}: bitmap {name!r} is out of date: clear or remove it")
         bitmap.flags = bitmap.flags & ~AUTO | (AUTO if recording else 0)
 
 
-class _Change:
+@contextlib.contextmanager
+def _change(image: Qcow2Image) -> Iterator[list[Bitmap]]:
     """The bitmaps to be changed, with nothing of theirs in memory; written on leaving without an error."""
-
-    def __init__(self, image: Qcow2Image) -> None:
-        self._image = image
-
-    def __enter__(self) -> list[Bitmap]:
-        image = self._image
-        image._lock.acquire()
+    with image.changing():
+        if image.header.version < 3:
+            raise Unsupported(image.name, "qcow2", "bitmaps in version 2")
+        image.editor.flush()
+        image.stop_tracking()
+        bitmaps = read_bitmaps(image)
         try:
-            if image.header.version < 3:
-                raise Unsupported(image.name, "qcow2", "bitmaps in version 2")
-            image.editor.flush()
-            image.stop_tracking()
-            self._bitmaps = read_bitmaps(image)
-        except BaseException:
-            image._lock.release()
-            raise
-        return self._bitmaps
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        image = self._image
-        try:
-            if kind is None:
-                write_directory(image, self._bitmaps)
+            yield bitmaps
+        except OptionError:  # nothing has changed
             image.start_tracking()
-        finally:
-            image._lock.release()
+            raise
+        write_directory(image, bitmaps)
+        image.start_tracking()

@@ -224,7 +224,9 @@ class Qcow2Image(StorageDevice, Image):
 
     def _write_step(self, offset: int, view: memoryview) -> None:
         assert self._editor is not None
-        if not self._editor.place_part(offset, view):
+        with self.changing():
+            is_done = self._editor.place_part(offset, view)
+        if not is_done:
             super()._write_step(offset, view)
 
     def _place(self, offset: int, data: memoryview) -> None:
@@ -255,7 +257,9 @@ class Qcow2Image(StorageDevice, Image):
 
     def _close(self) -> None:
         try:
-            self.stop_tracking()
+            if not self.is_broken:
+                with self.changing():
+                    self.stop_tracking()
         finally:
             if self.data_file is not None:
                 self.data_file.close()
@@ -266,19 +270,19 @@ class Qcow2Image(StorageDevice, Image):
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         from vdisk.formats.qcow2.repair import check
 
-        with self._lock:
+        with self.changing():
             return check(self, repair, dry_run=dry_run)
 
     def resize(self, size: int, *, shrink: bool = False) -> None:
         from vdisk.formats.qcow2.maintain import resize
 
-        with self._lock:
+        with self.changing():
             resize(self, size, shrink=shrink)
 
     def set_backing(self, name: str | None, format: str | None) -> None:
         from vdisk.formats.qcow2.maintain import set_backing
 
-        with self._lock:
+        with self.changing():
             set_backing(self, name, format)
 
     def reload(self) -> None:

@@ -144,7 +144,7 @@ def amend(
         raise OptionError(f"compat: expected 0.10 or 1.1, found {compat!r}")
     if refcount_bits not in (None, 1, 2, 4, 8, 16, 32, 64):
         raise OptionError(f"refcount_bits: expected a power of two from 1 to 64, found {refcount_bits}")
-    with image._lock:
+    with image.changing():
         header, storage = image.header, image.storage
         wanted = header.version if compat is None else 2 if compat in ("0.10", "v2") else 3
         if wanted == 2 and (lazy_refcounts or refcount_bits not in (None, 16)):

@@ -176,7 +176,7 @@ def map_of(image: Qcow2Image, snapshot: Snapshot) -> ClusterMap:
 
 def create_snapshot(image: Qcow2Image, name: str) -> Snapshot:
     """Keep the disk as it is now under `name`; returns the new snapshot."""
-    with image._lock:
+    with image.changing():
         _refuse(image)
         snapshots = image.snapshots()
         if not name or len(name.encode()) > 1023:
@@ -203,7 +203,7 @@ def create_snapshot(image: Qcow2Image, name: str) -> Snapshot:
 
 def delete_snapshot(image: Qcow2Image, name: str) -> None:
     """Forget the snapshot of that name, or else ID; what only it held becomes free."""
-    with image._lock:
+    with image.changing():
         snapshots = image.snapshots()
         snapshot = find_snapshot(image.name, snapshots, name)
         editor = image.editor
@@ -220,7 +220,7 @@ def delete_snapshot(image: Qcow2Image, name: str) -> None:
 
 def apply_snapshot(image: Qcow2Image, name: str) -> None:
     """Go back to the snapshot of that name, or else ID: the disk is as it was then, in length too."""
-    with image._lock:
+    with image.changing():
         snapshot = find_snapshot(image.name, image.snapshots(), name)
         header = image.header
         if header.version < 3 and snapshot.disk_bytes != header.disk_bytes:

@@ -108,18 +108,19 @@ class VdiImage(BlockMapImage):
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         from vdisk.formats.vdi.check import check
 
-        return check(self, repair, dry_run=dry_run)
+        with self.changing():
+            return check(self, repair, dry_run=dry_run)
 
     def resize(self, size: int, *, shrink: bool = False) -> None:
         from vdisk.formats.vdi.resize import resize
 
-        with self._lock:
+        with self.changing():
             resize(self, size, shrink=shrink)
 
     def set_backing(self, name: str | None, format: str | None) -> None:
         from vdisk.formats.vdi.resize import set_parent
 
-        with self._lock:
+        with self.changing():
             set_parent(self, name, format)
 
     def take_geometry(self) -> None:

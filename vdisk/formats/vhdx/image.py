@@ -146,18 +146,19 @@ class VhdxImage(VhdxBlocks):
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         from vdisk.formats.vhdx.check import check
 
-        return check(self, repair, dry_run=dry_run)
+        with self.changing():
+            return check(self, repair, dry_run=dry_run)
 
     def resize(self, size: int, *, shrink: bool = False) -> None:
         from vdisk.formats.vhdx.resize import resize
 
-        with self._lock:
+        with self.changing():
             resize(self, size, shrink=shrink)
 
     def set_backing(self, name: str | None, format: str | None) -> None:
         from vdisk.formats.vhdx.resize import set_parent
 
-        with self._lock:
+        with self.changing():
             set_parent(self, name, format)
 
     # Writing ---------------------------------------------------------------------------------------------------
@@ -371,7 +372,12 @@ class VhdxImage(VhdxBlocks):
 
     def _close(self) -> None:
         try:
-            if self._log is not None and not self.pages.changed and self.header.log_guid != NO_GUID:
+            if (
+                self._log is not None
+                and not self.is_broken
+                and not self.pages.changed
+                and self.header.log_guid != NO_GUID
+            ):
                 self.storage.flush()
                 self._header.update(log_guid=NO_GUID)
         finally:

@@ -243,7 +243,7 @@ class VmdkImage(Image):
     def check(self, repair: Repair = Repair.NONE, *, dry_run: bool = False) -> CheckReport:
         from vdisk.formats.vmdk.check import check_image
 
-        with self._lock:
+        with self.changing():
             if self.writable:
                 self.flush()  # the tables in the file are judged and mended; what waits in memory would be lost
             return check_image(self, repair, dry_run=dry_run)
@@ -251,7 +251,7 @@ class VmdkImage(Image):
     def resize(self, size: int, *, shrink: bool = False) -> None:
         from vdisk.formats.vmdk.resize import resize_image
 
-        with self._lock:
+        with self.changing():
             resize_image(self, size, shrink=shrink)
 
     def set_backing(self, name: str | None, format: str | None) -> None:
@@ -268,8 +268,17 @@ class VmdkImage(Image):
             if not all(_has_grains(part.device) for part in self.parts):
                 raise OptionError(f"{self.name}: only sparse extents let a parent show through")
             descriptor.set_parent(parent_cid(self.gate, name), name)
-        with self._lock:
+        with self.changing():
             self.write_descriptor()
+
+    @property
+    def is_broken(self) -> bool:
+        return self._is_broken or any(part.device.is_broken for part in self.parts)
+
+    def break_off(self) -> None:
+        super().break_off()
+        for part in self.parts:
+            part.device.break_off()
 
     def _flush(self) -> None:
         for part in self.parts:
@@ -328,7 +337,7 @@ def _open_parent(source: Source, gate: Gate) -> Image:
             file,
             "parentCID",
             f"expected the CID {descriptor.parent_cid:08x} in {name!r}, found {found}: the parent was written after "
-            "this delta was made",
+            "this delta was made (`rebase --unsafe` takes it all the same)",
         )
     return parent
 

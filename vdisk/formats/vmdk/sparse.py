@@ -437,7 +437,7 @@ class SparseExtent(StorageDevice):
 
     def _close(self) -> None:
         try:
-            if self._has_begun and not self._dirty:
+            if self._has_begun and not self.is_broken and not self._dirty:
                 self.mark_unclean(False)
         finally:
             self.storage.close()
