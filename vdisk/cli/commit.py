@@ -26,6 +26,8 @@ def command(
     """Write what OVERLAY holds into the image behind it.
 
     OVERLAY stays, and reads as before. Other overlays on the same image do not: they see the change below them.
+    After a kill halfway commit again. An overlay of VMDK, VDI, VHD or VHDX is to be told first that its base has
+    changed, by vdisk rebase --unsafe.
     """
     from vdisk.cli.progress import bar
     from vdisk.maintain.chain import commit

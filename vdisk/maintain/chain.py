@@ -33,7 +33,8 @@ def commit(
 
     The base grows when the overlay's disk is longer. The overlay stays and reads the same as before; other
     overlays on the same base do not. A kill halfway leaves the overlay's view whole, for it still holds all of its
-    data: commit again.
+    data: commit again. Overlays of VMDK, VDI, VHD and VHDX know their base by an identity that its first write changes:
+    after a kill they are refused, until `rebase` with `unsafe` tells them the new one.
     """
     allow = list(allow)
     with formats.open(path, format=format, backing_format=backing_format, allow=allow) as overlay:

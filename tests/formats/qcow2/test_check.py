@@ -17,6 +17,7 @@ from vdisk import formats
 from vdisk.errors import Corrupt, StorageError
 from vdisk.formats.check import Repair, Severity
 from vdisk.formats.qcow2.snapshots import create_snapshot
+from vdisk.storage.file import FileStorage
 
 
 def put(path: Path, offset: int, value: int, width: int = 8) -> None:
@@ -334,3 +335,22 @@ with formats.open({str(path)!r}) as disk:
     peak_bytes = peak_bytes_of(code)
     path.unlink()
     assert peak_bytes < 400 << 20
+
+
+def test_a_read_error_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot whose table cannot be read just now was taken for lost, and its clusters for free."""
+    path, _ = make(tmp_path)
+    with open_qcow2(path, writable=True) as disk:
+        create_snapshot(disk, "one")
+        table = disk.snapshots()[0].l1_offset
+    real = FileStorage.read
+
+    def read(storage: FileStorage, offset: int, length: int) -> bytes:
+        if offset == table:
+            raise StorageError(storage.name, f"read at {offset}", "Input/output error")
+        return real(storage, offset, length)
+
+    with open_qcow2(path, writable=True) as disk:
+        monkeypatch.setattr(FileStorage, "read", read)
+        with pytest.raises(StorageError, match="Input/output error"):
+            disk.check(Repair.ALL)

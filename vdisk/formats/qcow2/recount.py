@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from vdisk.errors import Unsupported, VdiskError
+from vdisk.errors import ImageError, Unsupported
 from vdisk.formats.check import CheckReport, Finding, Severity
 from vdisk.formats.qcow2.bitmaps import directory_place, read_bitmaps, table_of
 from vdisk.formats.qcow2.header import CORRUPT
@@ -122,7 +122,7 @@ class Recount:
             name = f"snapshot {snapshot.id} L1"
             try:
                 tree = map_of(image, snapshot)
-            except VdiskError as error:
+            except ImageError as error:
                 self.corrupt(name, f"cannot be read: {error}", None)
                 continue
             self._count_map(name, tree, snapshot.l1_offset, snapshot.l1_entries)
@@ -284,7 +284,7 @@ class Recount:
                 table = numpy.asarray(table_of(image, bitmap)) & u64(OFFSET_MASK)
                 self._add_metadata(f"bitmap {bitmap.name} table", bitmap.table_offset, bitmap.table_entries * 8)
                 self.add((table[table != 0] >> u64(self.bits)).astype(numpy.int64))
-        except VdiskError as error:
+        except ImageError as error:
             self.corrupt("bitmaps", f"cannot be read: {error}", None)
 
     def _seek_overlaps(self) -> None:

@@ -65,8 +65,8 @@ def check_identity(file: str, header: Header, parent: VdiImage) -> None:
         raise Corrupt(
             file,
             "parent modification UUID",
-            expected=f"the parent {parent.name} as it was, {wanted}",
-            found=str(parent.header.modification_uuid),
+            f"expected the parent {parent.name} as it was, {wanted}, found {parent.header.modification_uuid}: it was "
+            "written since (`rebase --unsafe` takes it all the same)",
         )
 
 
@@ -102,17 +102,22 @@ def _find(gate: Gate, file: str, header: Header) -> FileStorage:
     assert gate.image is not None
     second: FileStorage | None = None
     refusal: PolicyError | None = None
+    unread: StorageError | None = None
     for name in _beside(gate.image):
         try:
             storage = gate.peek(_FIELD, name)
         except (PolicyError, StorageError) as error:
-            if isinstance(error, PolicyError) and not gate.references:
+            if isinstance(error, StorageError):
+                unread = error
+            elif not gate.references:
                 refusal = error
                 break
             continue
         try:
             found = Header.read(storage)
-        except (ImageError, StorageError):
+        except (ImageError, StorageError) as error:
+            if isinstance(error, StorageError):
+                unread = error
             storage.close()
             continue
         if found.uuid != header.parent_uuid or (second is not None and not _is_unchanged(header, found)):
@@ -127,7 +132,10 @@ def _find(gate: Gate, file: str, header: Header) -> FileStorage:
         return second
     if refusal is not None:
         raise refusal
-    raise StorageError(file, f"{_FIELD} {header.parent_uuid}", "no .vdi file beside the image has it")
+    reason = "no .vdi file beside the image has it"
+    if unread is not None:
+        reason += f", and one cannot be read: {unread}"
+    raise StorageError(file, f"{_FIELD} {header.parent_uuid}", reason)
 
 
 def _is_unchanged(header: Header, parent: Header) -> bool:

@@ -58,18 +58,20 @@ def open_candidate(gate: Gate, file: str, locator: dict[str, str]) -> VhdxImage:
 
 def check_linkage(file: str, locator: dict[str, str], parent: VhdxImage) -> None:
     """`Corrupt` unless the parent is the one that this file was made on, and unchanged since."""
-    linked = [locator[key] for key in _LINKAGES if key in locator]
-    for text in linked:
+    known = []
+    for text in (locator[key] for key in _LINKAGES if key in locator):
         try:
-            if UUID(text.strip()) == parent.data_write_guid:
-                return
+            guid = UUID(text.strip())
         except ValueError as error:
             raise Corrupt(file, LINKAGE, expected="a GUID", found=text) from error
+        if guid == parent.data_write_guid:
+            return
+        known.append(f"{{{guid}}}")
     raise Corrupt(
         file,
         LINKAGE,
-        expected=f"the parent {parent.name} as it was, {', '.join(linked) or 'by its GUID'}",
-        found=f"{{{parent.data_write_guid}}}",
+        f"expected the parent {parent.name} as it was, {' or '.join(known) or 'by its GUID'}, found "
+        f"{{{parent.data_write_guid}}}: it was written since (`rebase --unsafe` takes it all the same)",
     )
 
 
