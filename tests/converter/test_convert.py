@@ -167,6 +167,12 @@ def test_an_overlay_is_flattened(raw: Path, tmp_path: Path) -> None:
     assert flat.read_bytes() == raw.read_bytes()[:12345] + b"on top" + raw.read_bytes()[12351:]
 
 
+def compare_paths(one: Path, other: Path) -> bool:
+    """Whether two images hold the same disk."""
+    with formats.open(one) as a, formats.open(other) as b:
+        return a.read(0, a.size) == b.read(0, b.size)
+
+
 class TestFailure:
     def test_the_old_target_survives_a_source_that_breaks(self, raw: Path, tmp_path: Path) -> None:
         source = make(tmp_path, "qcow2-zlib", raw)
@@ -177,6 +183,61 @@ class TestFailure:
             vdisk.convert(source, target)
         assert target.read_bytes() == b"old"
         assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "target.raw"]
+
+    @pytest.mark.parametrize("kind", ["vmdk-flat", "vmdk-split", "vmdk-split-flat"])
+    def test_an_image_of_several_files_is_replaced_at_once(
+        self, kind: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The old descriptor once found the new extents, for they took the place of the old ones before it went."""
+        name, options, _ = TARGETS[kind]
+        old = tmp_path / "old.raw"
+        old.write_bytes(some_content(7))
+        target = tmp_path / f"target.{name}"
+        seen = []
+        real = os.replace
+
+        def replace(source: Path, final: Path) -> None:
+            with formats.open(target, force_share=True) as disk:
+                seen.append(disk.read(0, disk.size) == old.read_bytes())
+            real(source, final)
+
+        vdisk.convert(old, target, options=options)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            vdisk.convert(raw, target, options=options)
+        assert seen == [True, True]
+        for _ in range(2):
+            assert compare_paths(raw, target)
+            extents = {path.name for path in tmp_path.glob("target*")} - {target.name}
+            assert len(extents) == 1, "the old extents are gone"
+            vdisk.convert(raw, target, options=options)
+
+    @pytest.mark.parametrize("kind", ["raw", "vmdk-flat"])
+    def test_an_interrupt_behind_the_last_rename_takes_nothing_away(
+        self, kind: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name, options, _ = TARGETS[kind]
+        target = tmp_path / f"target.{name}"
+        target.write_bytes(b"old")
+        real = os.replace
+
+        def replace(source: Path, final: Path) -> None:
+            real(source, final)
+            if final == target:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            with pytest.raises(KeyboardInterrupt):
+                vdisk.convert(raw, target, options=options)
+        assert compare_paths(raw, target)
+
+    def test_no_other_file_of_an_image_replaces_one_that_stands_there(self, raw: Path, tmp_path: Path) -> None:
+        target = tmp_path / "target.qcow2"
+        vdisk.convert(raw, target, options={"data_file": "data"})
+        with pytest.raises(OptionError, match=r"exists, and may be a part of target\.qcow2"):
+            vdisk.convert(raw, target, options={"data_file": "data"})
+        assert compare_paths(raw, target)
 
     def test_a_full_file_system_is_one_line(self, raw: Path, tmp_path: Path) -> None:
         small = tmp_path / "small"

@@ -45,6 +45,9 @@ class PipeStaging(Staging):
         """The writer's options: a VMDK is streamOptimized where nothing else is asked for."""
         return {"subformat": "streamOptimized", **given} if self._writer_class.FORMAT_NAME == "vmdk" else {**given}
 
+    def retire(self, name: str) -> None:
+        """Nothing stands where a pipe leads."""
+
     def make_folder(self) -> None:
         raise OptionError("an image that is a folder cannot go to a pipe")
 

@@ -20,8 +20,9 @@ class Staging:
 
     Use as a context manager: leaving it without `commit()` removes everything, and what stood under the
     final names stays as it was. `commit()` renames the main file last: until then an older image under the same
-    name is whole. Files that are to be replaced are held meanwhile, as by one who writes to them: another program
-    that has one open, such as a virtual machine, goes on with a file that nobody would find any more.
+    name is whole. So no other file may have the name of one that stands there: it could be the older image's. Files
+    that are to be replaced are held meanwhile, as by one who writes to them: another program that has one open, such as
+    a virtual machine, goes on with a file that nobody would find any more.
 
     A block device is not replaced but written to, and what was on it is gone from the beginning.
     """
@@ -45,6 +46,15 @@ class Staging:
         self._devices: list[_DeviceStorage] = []
         self._temporary: set[Path] = set()
         self._folder: Path | None = None
+        self._placed: list[Path] = []
+        self._retired: list[Path] = []
+
+    def retire(self, name: str) -> None:
+        """A file beside the target belongs to the image that is to be replaced: remove it once the new one stands."""
+        path = self.target.with_name(name)
+        if Path(os.path.realpath(path)) not in self._kept:
+            self._hold(path)
+            self._retired.append(path)
 
     def make_folder(self) -> None:
         """The target is to be a folder: files get their names in it. None may stand there yet."""
@@ -72,6 +82,8 @@ class Staging:
             raise OptionError(f"{final.name}: two files of one image cannot share a name")
         if (device := self._device(final, device_bytes)) is not None:
             return device
+        if final != self.target and final.exists() and self.target.exists():
+            raise OptionError(f"{final}: exists, and may be a part of {self.target.name}, which is to be replaced")
         self._hold(final)
         temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
         self._temporary.add(temporary)  # before it is there: a signal may come in between
@@ -134,15 +146,25 @@ class Staging:
             return
         for final, storage in ordered:
             storage.close()
+            placed = self._placed
+            if final == self.target:
+                self._placed = []  # an interrupt just behind the last rename is to take nothing away
+            elif not final.exists():
+                placed.append(final)
             try:
                 os.replace(storage.path, final)
             except OSError as error:
+                self._placed = placed
                 raise StorageError(str(final), "rename", error) from error
             del self._files[final]
             self._temporary.discard(storage.path)
             self._let_go(final)
         if flush:
             flush_folder(self.target.parent)
+        for path in self._retired:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            self._let_go(path)
 
     def _commit_folder(self, folder: Path, flush: bool) -> None:
         for storage in self._files.values():
@@ -173,11 +195,12 @@ class Staging:
             self._let_go(final)
         for storage in [*self._files.values(), *self._devices]:
             storage.close()
-        for path in self._temporary:
+        for path in (*self._temporary, *self._placed):
             with contextlib.suppress(OSError):
                 path.unlink()
         self._files.clear()
         self._temporary.clear()
+        self._placed.clear()
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()

@@ -6,20 +6,24 @@ for streamOptimized), which knows only offsets from its own start.
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from vdisk.errors import OptionError
+from vdisk.errors import ImageError, OptionError
 from vdisk.formats.image import Backing, Placement, Writer
 from vdisk.formats.options import Option
+from vdisk.formats.vmdk.assemble import read_source
 from vdisk.formats.vmdk.descriptor import ExtentLine, geometry, new_descriptor
 from vdisk.formats.vmdk.image import VmdkImage, new_cid
 from vdisk.formats.vmdk.layout import CowdWriter, ExtentWriter, FlatWriter, HostedWriter
 from vdisk.formats.vmdk.stream import StreamWriter
 from vdisk.formats.vmdk.structs import SECTOR_BYTES
 from vdisk.storage.base import Buffer, Storage
+from vdisk.storage.file import FileStorage
 from vdisk.storage.staging import Staging
 
 DEFAULT_SUBFORMAT = "monolithicSparse"
@@ -158,8 +162,26 @@ class VmdkWriter(Writer):
     # Extents ---------------------------------------------------------------------------------------------------
 
     def _extent_lines(self) -> list[ExtentLine]:
+        """Lines whose files have names that are free: an older image's descriptor would find the new extents else.
+
+        Of that image, the extents that were so named are removed in the end.
+        """
+        target = self.staging.target
+        lines = self._lines_named(target.stem)
+        if not self._has_own_descriptor or not target.exists():
+            return lines
+        pattern = rf"{re.escape(target.stem)}(-\d+)?-(flat|delta|[fs]\d{{3}}){re.escape(target.suffix)}"
+        for name in _extent_names(target):
+            if re.fullmatch(pattern, name):
+                self.staging.retire(name)
+        numbers = itertools.count(1)
+        while any(target.with_name(line.name).exists() for line in lines if line.name is not None):
+            lines = self._lines_named(f"{target.stem}-{next(numbers)}")
+        return lines
+
+    def _lines_named(self, stem: str) -> list[ExtentLine]:
         target, sectors = self.staging.target, self.size // SECTOR_BYTES
-        stem, suffix = target.stem, target.suffix
+        suffix = target.suffix
         match self.subformat:
             case "monolithicFlat":
                 return [ExtentLine("RW", sectors, "FLAT", f"{stem}-flat{suffix}", 0)]
@@ -223,6 +245,16 @@ class VmdkWriter(Writer):
             extent.finish()
         if self._descriptor_storage is not None:
             self._descriptor_storage.write(0, self._descriptor.to_bytes())
+
+
+def _extent_names(path: Path) -> list[str]:
+    """The files that a descriptor at `path` names; none where there is none that can be read."""
+    try:
+        with FileStorage(path) as storage:
+            descriptor = read_source(storage).descriptor
+    except ImageError:  # not a VMDK
+        return []
+    return [] if descriptor is None else [line.name for line in descriptor.extents if line.name is not None]
 
 
 def _ddb_uuid(text: str) -> str:
