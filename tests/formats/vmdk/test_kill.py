@@ -93,3 +93,18 @@ def test_a_kill_while_the_disk_is_resized(tmp_path: Path, kind: str, sizes: tupl
             assert disk.read(0, disk.size) == found
         with reopen(state) as disk:
             assert not disk.check().findings
+
+
+@pytest.mark.parametrize("field", [48, 56])
+def test_a_kill_while_a_lost_directory_is_made_anew(tmp_path: Path, field: int) -> None:
+    """An offset just behind the file's end once led into what the repair had appended."""
+    raw = bytearray(start_image(tmp_path, "plain"))
+    raw.extend(bytes(-len(raw) % 512))
+    raw[field : field + 8] = (len(raw) // 512 + 1).to_bytes(8, "little")
+    rig = CrashRig({"disk": bytes(raw)}, open_it)
+    assert isinstance(rig.disk, VmdkImage)
+    assert rig.disk.check(Repair.ALL).exit_status == 0
+    rig.disk.close()
+    for state in rig.states(5, mixtures=3):
+        with reopen(state) as disk:
+            assert disk.read(0, disk.size) == rig.content, f"after {state.what}"

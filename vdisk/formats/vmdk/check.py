@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, Any]
 
 _BATCH_BYTES = 1 << 20
+_NOWHERE_SECTOR = 1 << 40
+"""Outside every file."""
 
 
 def check_image(image: VmdkImage, repair: Repair, *, dry_run: bool) -> CheckReport:
@@ -120,6 +122,7 @@ class ExtentCheck:
         layout = self.layout
         if layout.directory_is_lost:
             if self.mends_all:
+                self._lose(structs.DIRECTORY_OFFSET)
                 layout.directory_sector = self._new_directory(self.directory)
                 self._write_header_field(structs.DIRECTORY_OFFSET, layout.directory_sector)
                 layout.directory_is_lost = False
@@ -130,6 +133,7 @@ class ExtentCheck:
             )  # fmt: skip
         elif layout.redundant_directory_sector is not None and self.redundant is None:
             if self.mends_all:
+                self._lose(structs.REDUNDANT_DIRECTORY_OFFSET)
                 layout.redundant_directory_sector = self._new_directory(self.directory)
                 self._write_header_field(structs.REDUNDANT_DIRECTORY_OFFSET, layout.redundant_directory_sector)
                 self.redundant = self.extent.redundant
@@ -197,6 +201,11 @@ class ExtentCheck:
         at = layout.directory_sector if name == "grain directory" else layout.redundant_directory_sector
         assert at is not None
         self.storage.write(at * SECTOR_BYTES + 4 * index, sector.to_bytes(4, "little"))
+
+    def _lose(self, field: int) -> None:
+        """Let an offset that lies outside the file stay there while the file grows: a kill may come."""
+        self._write_header_field(field, _NOWHERE_SECTOR)
+        self.storage.flush()
 
     def _write_header_field(self, offset: int, value: int) -> None:
         self.storage.write(offset, value.to_bytes(8, "little"))
