@@ -60,6 +60,14 @@ class _Table(click.Group):
         command: click.Command = importlib.import_module(f"vdisk.cli.{row.module}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if sys.stderr.isatty():  # the terminal has shown ^C; elsewhere click's empty line is in the way
+                click.echo(err=True)
+            raise click.Abort from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(row.name, row.help) for row in _COMMANDS])

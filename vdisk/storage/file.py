@@ -26,6 +26,8 @@ class FileStorage(Storage):
     Windows has no pread: there a lock around seek and read serves, slower but right.
     """
 
+    _fd = -1  # also of one that an interrupt kept from being opened
+
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False, create: bool = False) -> None:
         """Open `path`; with `create`, make a new file that must not exist yet.
 
@@ -39,7 +41,6 @@ class FileStorage(Storage):
         if create:
             flags |= os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        self._fd = -1
         try:
             self._fd = os.open(self.path, flags, 0o666)
             status = os.fstat(self._fd)
