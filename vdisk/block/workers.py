@@ -1,13 +1,14 @@
 """`Workers`: threads that work through tasks, and can be left at any moment.
 
 The standard pools wait on conditions whose locks are taken in Python: an interrupt (Ctrl-C, SIGTERM) that arrives just
-then leaves a lock taken, and the pool's end waits for ever. Here the threads share nothing but `SimpleQueue`s, whose
-waiting is one step that an interrupt either ends or does not.
+then leaves a lock taken, and the pool's end waits for ever; or it finds one that is free, as `Thread.start` does, and
+ends in a RuntimeError. Here the threads share nothing but `SimpleQueue`s, whose waiting is one step that an interrupt
+either ends or does not.
 """
 
 from __future__ import annotations
 
-import threading
+import _thread
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
@@ -40,9 +41,9 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._tasks: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Answer[Any]] | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
         self._is_left = False
-        # Daemons, so that an interrupt in the midst of starting or joining one cannot keep the process.
-        self._threads = [threading.Thread(target=self._work, name=f"worker {n}", daemon=True) for n in range(count)]
+        self._count = count
 
     def ask(self, task: Callable[..., _T], *arguments: Any) -> Answer[_T]:
         """Let a thread call `task(*arguments)`."""
@@ -51,6 +52,12 @@ class Workers:
         return answer
 
     def _work(self) -> None:
+        try:
+            self._work_off()
+        finally:
+            self._ended.put(None)
+
+    def _work_off(self) -> None:
         while (item := self._tasks.get()) is not None:
             task, arguments, answer = item
             if self._is_left:
@@ -62,13 +69,13 @@ class Workers:
             del item, task, arguments, answer  # a worker that waits keeps no buffer alive
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        for _ in range(self._count):
+            _thread.start_new_thread(self._work, ())  # such a thread keeps no process from ending
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._is_left = True
-        for _ in self._threads:
+        for _ in range(self._count):
             self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
+        for _ in range(self._count):
+            self._ended.get()
