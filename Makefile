@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers run test check bench bench-quick fuzz lab lab-quick lab-speed clean
+.PHONY: help setup peers run test check bench bench-quick fuzz fuzz-guided torture lab lab-quick lab-speed clean
 
 # Where the lab, the Debian disks and their conversions are kept; about 8 GB when all of it has been used.
 CACHE := $(or $(VDISK_CACHE),$(HOME)/.cache/vdisk)
@@ -57,6 +57,15 @@ FUZZ_ARGS ?= --seconds 600
 
 fuzz: setup ## mutated images of every format for ten minutes (FUZZ_ARGS for time, seed, format); counts at the end
 	$(PYTHON) -m tests.hostile.mutate $(FUZZ_ARGS)
+
+fuzz-guided: setup ## the same, led by coverage: atheris (FUZZ_ARGS for time, seed, format)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(PYTHON) -m tests.hostile.guided $(FUZZ_ARGS)
+
+TORTURE_ARGS ?=
+
+torture: setup ## kills, signals, failing calls, full disks, losses of power, hostile images, with counts; half an hour
+	$(PYTHON) -m tests.torture $(TORTURE_ARGS)
 
 lab: setup ## Debian to login: from every format and controller on a complete KVM, in an emulated machine; an hour
 	@scripts/setup-peers.sh
