@@ -20,6 +20,7 @@ packages=(
     nbdkit            # an NBD server to compare with
     libnbd-bin        # nbdinfo, nbdcopy, nbdsh: NBD clients
     seabios           # a firmware to check our own against
+    ovmf              # a firmware for UEFI, for the QEMU engine
     grub-rescue-pc    # an ISO whose GRUB menu the hypervisor must reach
     memtest86+        # a long-running guest
     ipxe              # a boot sector with a network loader

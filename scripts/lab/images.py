@@ -39,6 +39,15 @@ IMAGES: dict[str, tuple[str, list[str]]] = {
     "cloud-compressed.qcow2": ("cloud", ["-O", "qcow2", "-c"]),
     "cloud-stream.vmdk": ("cloud", ["-O", "vmdk", "-o", "subformat=streamOptimized"]),
     "cloud.vdi": ("cloud", ["-O", "vdi"]),
+    # For the cells of the table of listed formats: tests/lab/test_listed_cells.py.
+    "kvm.img": ("cloud", ["-O", "raw"]),
+    "kvm.qcow2": ("cloud", ["--for", "kvm"]),
+    "cloud.vmdk": ("cloud", ["-O", "vmdk"]),
+    "vmware.vmdk": ("generic", ["--for", "vmware"]),
+    "virtualbox.vdi": ("generic", ["--for", "virtualbox"]),
+    "hyper-v.vhd": ("cloud", ["--for", "hyper-v"]),
+    "xen.qcow2": ("cloud", ["--for", "xen"]),
+    "xenserver.vhd": ("cloud", ["--for", "xenserver"]),
 }
 CONVERTERS = {"vdisk": [sys.executable, "-m", "vdisk", "convert"], "qemu-img": ["qemu-img", "convert"]}
 
@@ -60,7 +69,9 @@ def make(folder: Path, name: str, converter: str) -> None:
     start = time.monotonic()
     if arguments:
         target.unlink(missing_ok=True)
-        command = [*CONVERTERS[converter], "-f", "raw", *arguments, str(source), str(target)]
+        # What is made for a target only vdisk can make.
+        words = CONVERTERS["vdisk" if "--for" in arguments else converter]
+        command = [*words, "-f", "raw", *arguments, str(source), str(target)]
         subprocess.run(command, check=True, cwd=REPOSITORY, stdin=subprocess.DEVNULL)
     else:
         link(source, target)

@@ -69,6 +69,6 @@ def mbr_disk(path: Path, kind: int, content: bytes, *, code: bytes = b"", active
     return path
 
 
-def efi_disk(path: Path, loader: str = "EFI/BOOT/BOOTX64.EFI") -> Path:
-    """A disk that UEFI starts, if the loader stands where UEFI looks."""
-    return mbr_disk(path, 0xEF, fat12({"README.TXT": b"hello", loader: b"MZ loader"}, 2048))
+def efi_disk(path: Path, loader: str = "EFI/BOOT/BOOTX64.EFI", program: bytes = b"MZ loader") -> Path:
+    """A disk that UEFI starts, if the loader stands where UEFI looks; the program has at most 512 bytes."""
+    return mbr_disk(path, 0xEF, fat12({"README.TXT": b"hello", loader: program}, 2048))

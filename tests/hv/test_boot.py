@@ -11,8 +11,8 @@ from tests import peers
 from tests.hv import guests
 from tests.hv.guests import disk_of, guest, needs_kvm
 from vdisk.hv.boot import boot
-from vdisk.hv.config import Disk
 from vdisk.hv.machine import Machine
+from vdisk.hv.pace import instructions_per_second, slowness
 from vdisk.hv.profiles import CONTROLLERS
 from vdisk.hv.signs import Stage
 
@@ -261,14 +261,27 @@ def test_the_second_disk_is_drive_81h():
     assert result.ok
 
 
-@pytest.mark.peer
-@pytest.mark.slow
-def test_grub_reaches_its_menu_from_a_disc():
-    from vdisk import formats
+def test_a_guest_that_stops_is_told_by_what_it_read_last():
+    read = """
+    mov ax, 0202h               ; two sectors from number 3 on
+    mov bx, 8000h
+    mov cx, 3
+    mov dx, 80h
+    int 13h
+    cli
+    call stop
+"""
 
-    iso = peers.require_file(guests.GRUB_ISO, "grub-rescue-pc")
-    with formats.open(iso) as disc:
-        result = boot(Disk(disc, "cdrom"), expect="GNU GRUB", timeout=120)
-    assert result.ok, result.reason
-    assert "El Torito" in result.evidence[Stage.BOOT_SECTOR]
-    assert result.stage == Stage.PROTECTED_MODE
+    def name_of(disk, offset):
+        return "the kernel's file" if disk.read(offset, 4) == b"file" else None
+
+    disk = guest(read)
+    disk.data[1024:2048] = b"file" * 256
+    result = boot(disk, timeout=30, name_of=name_of)
+    assert result.kind == "halted"
+    assert result.reason.endswith("; the last reads fell in the kernel's file, and ended at byte 2048")
+
+
+def test_a_pace_is_measured():
+    assert instructions_per_second() > 1e5
+    assert slowness() >= 1

@@ -1,14 +1,16 @@
 """The ladder: what a console's text proves, and how a watcher comes to a verdict."""
 
+import itertools
+
 import pytest
 
 from vdisk.errors import OptionError
 from vdisk.hv.board import Stop
-from vdisk.hv.boot import Watcher
-from vdisk.hv.cpu import Sample
+from vdisk.hv.cpu import EmulationFailure, Sample
 from vdisk.hv.instructions import name_instruction
 from vdisk.hv.keys import parse_keys
 from vdisk.hv.signs import Stage, find_failure, find_stages, plain_text
+from vdisk.hv.watcher import Watcher
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,7 @@ from vdisk.hv.signs import Stage, find_failure, find_stages, plain_text
     [
         ("GRUB loading.\nWelcome to GRUB!\n", Stage.LOADER),
         ("ISOLINUX 6.04 20200816 ETCD Copyright (C) 1994-2015", Stage.LOADER),
+        ('BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00003 " from PciRoot(0x0)', Stage.LOADER),
         ("[    0.000000] Linux version 6.1.0-28-amd64 (debian-kernel@lists.debian.org)", Stage.KERNEL),
         ("[    2.712345] EXT4-fs (vda1): mounted filesystem with ordered data mode.", Stage.ROOT),
         ("Welcome to Debian GNU/Linux 12 (bookworm)!\n", Stage.USER_SPACE),
@@ -58,6 +61,8 @@ class FakeGuest:
         self.found = {Stage.FIRMWARE: "firmware"}
         self.at = None
         self.idle = False
+        self.times_slower = 1.0
+        self.read = ""
 
     def serial_tail(self, length):
         return self.serial[-length:]
@@ -76,6 +81,12 @@ class FakeGuest:
 
     def is_idle(self):
         return self.idle
+
+    def slowness(self):
+        return self.times_slower
+
+    def last_reads(self):
+        return self.read
 
 
 class Clock:
@@ -158,6 +169,89 @@ def test_a_processor_that_goes_round_is_a_loop(guest, clock):
 
     assert run(watcher, clock, 70, change)
     assert watcher.kind == "stuck in a loop"
+    assert watcher.is_conclusive
+
+
+def go_round(guest, *, interrupt_each=0):
+    """A change that moves the processor around in 256 bytes, and now and then to an interrupt's code far away."""
+    turns = itertools.count()
+
+    def change():
+        turn = next(turns)
+        is_elsewhere = interrupt_each and turn % interrupt_each == 0
+        guest.at = place(0xF0000 if is_elsewhere else 0x9000 + turn * 8 % 256)
+
+    return change
+
+
+def test_a_loop_with_interrupts_is_one_too(guest, clock):
+    watcher = Watcher(guest, None, clock)
+    assert run(watcher, clock, 70, go_round(guest, interrupt_each=40))
+    assert watcher.kind == "stuck in a loop"
+
+
+def test_code_that_moved_on_within_the_quiet_minute_is_no_loop(guest, clock):
+    watcher = Watcher(guest, None, clock)
+    guest.at = place(0x9000)
+    assert not run(watcher, clock, 1)
+    guest.at = place(0x100000)
+    assert not run(watcher, clock, 35, lambda: setattr(guest, "at", place(0x100000 + int(clock.time * 50) % 256)))
+    assert not run(watcher, clock, 35, go_round(guest))
+
+
+def test_a_slow_guest_is_not_a_stuck_one(guest, clock):
+    # An emulated KVM takes a minute for what GRUB does in a tenth of a second before it reads on.
+    watcher = Watcher(guest, None, clock)
+    guest.times_slower = 20.0
+    assert not run(watcher, clock, 180, go_round(guest))
+    watcher.has_timed_out(180)
+    assert (watcher.ok, watcher.kind, watcher.is_conclusive) == (False, "timeout", False)
+    assert "20 times too slow" in watcher.reason
+
+
+def test_a_timeout_on_a_host_that_is_fast_enough_is_the_images(guest, clock):
+    watcher = Watcher(guest, "login:", clock)
+    run(watcher, clock, 10)
+    watcher.has_timed_out(10)
+    assert (watcher.kind, watcher.is_conclusive) == ("timeout", True)
+
+
+def test_the_hosts_pace_is_measured_only_where_silence_is_judged(guest, clock):
+    watcher = Watcher(guest, None, clock)
+    guest.slowness = lambda: pytest.fail("nobody was silent")
+    guest.screen = "debian login: "
+    assert run(watcher, clock, 1)
+
+
+def silent(guest, watcher, clock):
+    guest.at = place(0xFFFFFFFF81000000, cr0=0x80000001, efer=0x500)
+    assert run(watcher, clock, 100)
+
+
+def halted(guest, watcher, clock):
+    guest.at, guest.idle = place(0x9000), True
+    assert run(watcher, clock, 10)
+
+
+def looping(guest, watcher, clock):
+    assert run(watcher, clock, 70, go_round(guest))
+
+
+def timed_out(guest, watcher, clock):
+    run(watcher, clock, 5)
+    watcher.has_timed_out(5)
+
+
+@pytest.mark.parametrize(
+    ("come_to", "kind"),
+    [(silent, "silence"), (halted, "halted"), (looping, "stuck in a loop"), (timed_out, "timeout")],
+)
+def test_a_silent_guest_is_told_by_its_last_reads(guest, clock, come_to, kind):
+    watcher = Watcher(guest, None, clock)
+    guest.read = "the last reads fell in partition 1 (ext4), and ended at byte 5"
+    come_to(guest, watcher, clock)
+    assert watcher.kind == kind
+    assert watcher.reason.endswith("; the last reads fell in partition 1 (ext4), and ended at byte 5")
 
 
 def test_reads_of_the_disk_are_signs_of_life(guest, clock):
@@ -235,6 +329,12 @@ def test_a_machine_that_stops_says_why(guest, clock, reason, kind):
 )
 def test_instructions_have_names(code, bits, name):
     assert name_instruction(bytes.fromhex(code), bits).startswith(name)
+
+
+def test_an_emulation_failure_tells_the_instruction_and_the_state():
+    failure = EmulationFailure(1, place(0x1234, rflags=0x46), bytes.fromhex("f30fb8c7"), {"rax": 0xBEEF, "rip": 0x1234})
+    assert str(failure) == "the host's KVM cannot emulate popcnt (f3 0f b8 c7) at 0008:1234 in protected mode"
+    assert failure.state() == "KVM's suberror 1 at rax=beef rip=1234"
 
 
 def test_keys_are_text_escapes_and_names():

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import run
+
+__all__ = ["run"]
+
 HERE = Path(__file__).resolve().parent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,8 @@ import vdisk
 from tests.debian import PASSWORD
 from vdisk.hv.boot import BootResult, boot
 from vdisk.hv.machine import Machine
-from vdisk.hv.profiles import Controller
+from vdisk.hv.profiles import DEFAULT_PROFILE, Controller
+from vdisk.inspect.places import place_of
 
 LOGIN_ON_SERIAL = "debian ttyS0"
 """What getty writes before `login:` on the serial port, and only there; on the screen it says tty1."""
@@ -22,19 +24,31 @@ BOOT_SECONDS = 420.0
 """Debian's generic kernel is there after 60 to 150 s of the lab's clock, by how busy the machine is."""
 
 
-def boot_image(path: Path, *, controller: Controller, cpus: int = 1, **options: Any) -> BootResult:
+def boot_image(
+    path: Path, *, profile: str = DEFAULT_PROFILE, controller: Controller | None = None, cpus: int = 1, **options: Any
+) -> BootResult:
     """Boots an image until getty is on the serial port (or `expect=`), and keeps the serial log if there is a place."""
     options.setdefault("expect", LOGIN_ON_SERIAL)
     options.setdefault("timeout", BOOT_SECONDS)
     with vdisk.open(path) as disk:
-        result = boot(disk, controller=controller, cpus=cpus, **options)
-    exchange = Path("/exchange")
-    if exchange.is_dir():
-        name = f"{path.name}-{controller}-{cpus}.serial"
-        (exchange / name).write_text(result.serial)
+        result = boot(disk, profile=profile, controller=controller, cpus=cpus, name_of=place_of, **options)
+    machine = f"{controller or profile}-{cpus}"
+    _keep(path.name, machine, result)
     seconds = ", ".join(f"{stage.name.lower()} {result.seconds[stage]:.1f}" for stage in sorted(result.evidence))
-    print(f"{path.name} {controller} {cpus} CPU: {result.kind}; {seconds}; {result.exits} exits {result.exits_by}")
+    print(f"{path.name} {machine}: {result.kind}; {seconds}; {result.exits} exits {result.exits_by}")
     return result
+
+
+def _keep(file: str, machine: str, result: BootResult) -> None:
+    """The serial log, and a line of figures, in the folder that outlives the lab."""
+    exchange = Path("/exchange")
+    if not exchange.is_dir():
+        return
+    (exchange / f"{file}-{machine}.serial").write_text(result.serial)
+    seconds = {stage.name.lower(): round(value, 1) for stage, value in sorted(result.seconds.items())}
+    row = {"file": file, "machine": machine, "kind": result.kind, "seconds": seconds, "exits": result.exits}
+    with (exchange / "boots.jsonl").open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
 
 
 def explain(result: BootResult) -> str:

@@ -6,7 +6,9 @@ import pytest
 
 from samples.make_samples import hello_disk
 from tests import peers
+from tests.compat.disks import efi_disk, mbr_disk
 from tests.hv.guests import boot_sector, disk_of, needs_kvm
+from tests.serve.uefi_program import GREETING, uefi_program
 from vdisk.errors import HypervisorError, OptionError
 from vdisk.hv.kvm import KvmMissing
 from vdisk.hv.signs import Stage
@@ -83,3 +85,36 @@ def test_with_neither_engine_the_message_says_what_to_install(no_kvm, monkeypatc
 def test_an_unknown_engine_is_refused():
     with pytest.raises(OptionError):
         boot(disk_of(hello_disk()), engine="bochs")
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_a_disk_that_boots_by_uefi_only_boots_in_qemu(tmp_path):
+    peers.require("qemu-system-x86_64")
+    peers.require_file(engines.UEFI_FIRMWARE[0], "ovmf")
+    disk = efi_disk(tmp_path / "efi.raw", program=uefi_program())
+    result = boot(disk, expect=GREETING, controller="ide", timeout=120)
+    assert result.ok, result.reason
+    assert result.engine == "qemu"
+    assert any("UEFI only" in note for note in result.notes)
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_without_a_firmware_for_uefi_the_verdict_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "UEFI_FIRMWARE", ("/nowhere/OVMF.fd",))
+    result = boot(efi_disk(tmp_path / "efi.raw"), timeout=20)
+    assert (result.kind, result.engine) == ("nothing to boot", "embedded")
+    assert "no boot code in sector 0" in result.reason
+    assert any("UEFI only" in note and "/nowhere/OVMF.fd" in note for note in result.notes)
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_what_a_silent_guest_read_last_has_its_place_on_the_disk(tmp_path):
+    # Reads the second sector, as a boot sector does that looks for its loader, and halts.
+    read = "mov ax, 0201h\nmov bx, 8000h\nmov cx, 2\nmov dx, 80h\nint 13h\ncli\ncall stop\n"
+    disk = mbr_disk(tmp_path / "disk.raw", 0x83, b"", code=boot_sector(read)[:440], active=True)
+    result = boot(disk, timeout=30)
+    assert result.kind == "halted"
+    assert "then in the gap before partition 1, and ended at byte 1024" in result.reason

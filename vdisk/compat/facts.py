@@ -10,14 +10,12 @@ from vdisk.block.device import BlockDevice
 from vdisk.block.filters import Window
 from vdisk.errors import VdiskError
 from vdisk.formats.image import Description, Image
-from vdisk.inspect.fat import find_file
 from vdisk.inspect.filesystems import FileSystem, recognise
 from vdisk.inspect.guest import Guest
 from vdisk.inspect.guest_reader import EXTRA, PASSED_OVER, READ, Volume, is_available, read_guest
-from vdisk.inspect.partitions import ESP_GUID, Partition, PartitionTable, read_partitions
+from vdisk.inspect.loaders import find_uefi_loader, is_esp
+from vdisk.inspect.partitions import Partition, PartitionTable, read_partitions
 
-LOADERS = ("EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/BOOTAA64.EFI")
-"""Where UEFI firmware looks when none of its variables names a loader (UEFI 2.10, 3.5.1.1)."""
 _BIOS_LOADERS = ((b"GRUB", "GRUB"), (b"LILO", "LILO"), (b"isolinux", "ISOLINUX"), (b"SYSLINUX", "syslinux"))
 GUEST_HINT = f"not looked into: pip install '{EXTRA}' makes vdisk tell its name, fstab, drivers, console and cloud-init"
 
@@ -163,11 +161,8 @@ def _look(disk: BlockDevice, facts: DiskFacts) -> None:
             continue  # told among the table's problems
         window = Window(disk, partition.start, partition.length)
         facts.file_systems.append((partition, recognise(window)))
-        if partition.type in (str(ESP_GUID), "0xef"):
-            facts.has_esp = True
-            facts.uefi = facts.uefi or next((name for name in LOADERS if find_file(window, name) is not None), "")
-    if not table.partitions and facts.holds("FAT"):
-        facts.uefi = next((name for name in LOADERS if find_file(disk, name) is not None), "")
+        facts.has_esp = facts.has_esp or is_esp(partition)
+    facts.uefi = find_uefi_loader(disk, table)
     _judge_boot_sector(disk, facts)
     _look_into_guest(disk, facts)
 

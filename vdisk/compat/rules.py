@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vdisk.compat.facts import LOADERS, DiskFacts
+from vdisk.compat.facts import DiskFacts
 from vdisk.compat.guest_rules import guest_findings
 from vdisk.compat.model import Finding, Support, Target
 from vdisk.compat.table import MODES, size_words
+from vdisk.inspect.loaders import LOADERS
 
 _SUFFIXES = {
     "raw": ".img",

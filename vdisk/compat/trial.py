@@ -70,10 +70,10 @@ def _why_not(examination: Examination, target: Target) -> str:
 
 def _failure(result: BootResult, profile: str) -> Finding:
     """What a boot that did not succeed says of the image: nothing, where the host or its slowness stopped it."""
-    if not result.conclusive:
-        return Finding("note", f"the boot as {profile} is inconclusive ({result.kind})", result.reason)
     if result.kind == "timeout":
         return Finding("warning", f"the boot as {profile} was not over in time", f"{result.reason}; see --timeout")
+    if not result.conclusive:
+        return Finding("note", f"the boot as {profile} is inconclusive ({result.kind})", result.reason)
     return Finding("error", f"it does not boot as {profile} ({result.kind})", result.reason)
 
 

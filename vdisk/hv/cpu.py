@@ -23,6 +23,7 @@ CR4_PAE = 1 << 5
 CR4_LA57 = 1 << 12
 EFER_LONG_ACTIVE = 1 << 10
 RFLAGS_INTERRUPTS = 1 << 9
+_KERNEL_HALF = 1 << 63
 _CODE_BYTES = 16
 
 
@@ -50,6 +51,11 @@ class Sample:
         if self.cr0 & CR0_PROTECTED:
             return "paged" if self.cr0 & CR0_PAGING else "protected"
         return "real"
+
+    @property
+    def is_in_kernel_half(self) -> bool:
+        """Whether the code is a 64-bit kernel's: in the upper half of the address space."""
+        return self.mode == "long" and bool(self.rip & _KERNEL_HALF)
 
     @property
     def interrupts_on(self) -> bool:
@@ -139,6 +145,11 @@ class EmulationFailure:
 
     def __str__(self) -> str:
         return f"the host's KVM cannot emulate {self.instruction} at {self.sample}"
+
+    def state(self) -> str:
+        """The registers in one line."""
+        values = " ".join(f"{name}={value:x}" for name, value in self.registers.items())
+        return f"KVM's suberror {self.suberror} at {values}"
 
 
 @dataclass(slots=True)

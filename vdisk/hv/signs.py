@@ -70,6 +70,7 @@ SIGNS = (
     _sign(Stage.LOADER, r"GNU GRUB +version|Welcome to GRUB!|GRUB loading|^GRUB "),
     _sign(Stage.LOADER, r"(?:ISO|SYS|PXE|EXT)LINUX [\d.]+|^LILO [\d.]|^iPXE [\d.]|^Limine |systemd-boot|rEFInd"),
     _sign(Stage.LOADER, r"^FreeBSD/x86 boot|BTX loader|>> NetBSD/x86|>> OpenBSD/amd64 BOOT|^Loading FreeDOS"),
+    _sign(Stage.LOADER, r"BdsDxe: starting [^\n]*"),
     _sign(Stage.LOADER, r"Windows Boot Manager|Loading Linux |Loading initial ramdisk"),
     _sign(Stage.KERNEL, r"Linux version \d[^\n]*"),
     _sign(Stage.KERNEL, r"^\[ *\d+\.\d{6}\] \S[^\n]*"),

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vdisk.block.device import BlockDevice
-from vdisk.errors import HypervisorError, OptionError
+from vdisk.errors import HypervisorError, OptionError, VdiskError
 from vdisk.hv.boot import BootResult
 from vdisk.hv.boot import boot as boot_embedded
 from vdisk.hv.config import Disk
 from vdisk.hv.kvm import DEVICE, KvmMissing
+from vdisk.hv.pace import slowness
+from vdisk.inspect.loaders import boots_by_uefi_only
+from vdisk.inspect.places import place_of
 from vdisk.serve.qemu import PROGRAM, QemuMissing, boot_in_qemu
 
 if TYPE_CHECKING:
     from vdisk.hv.machine import Machine
+
+UEFI_FIRMWARE = ("/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/usr/share/edk2/x64/OVMF.4m.fd")
+"""Firmware for UEFI in one file, where Debian, SUSE and Arch put it."""
 
 Engine = Literal["auto", "embedded", "qemu"]
 Bootable = str | os.PathLike[str] | BlockDevice | Disk
@@ -38,16 +44,28 @@ def boot(
 
     `options` are those of `vdisk.hv.boot.boot`: profile, memory_bytes, cpus, kernel, controller, expect, timeout, keys,
     on_serial. "auto" takes our own hypervisor; QEMU where there is no KVM; and QEMU's emulation where the host's KVM
-    is one that cannot emulate the guest's instructions. `HypervisorError` if there is neither.
+    is one that cannot emulate the guest's instructions, or too slow. `HypervisorError` if there is neither. A disk that
+    boots by UEFI only goes to QEMU too, where that and a firmware for it (`UEFI_FIRMWARE`) are installed.
     """
+    options.setdefault("name_of", place_of)
     rows = [disks] if isinstance(disks, str | os.PathLike | BlockDevice | Disk) else list(disks)
     if engine not in ("auto", "embedded", "qemu"):
         raise OptionError(f"engine: there is no {engine!r}; known are auto, embedded, qemu")
+
+    def in_qemu() -> dict[str, Any]:
+        return {"write": write, "emulate": _is_kvm_slow()}
+
     with ExitStack() as stack:
         opened = [row if isinstance(row, BlockDevice | Disk) else _open(row, write, stack) for row in rows]
         firmware_path = os.fspath(firmware) if firmware is not None else None
+        is_uefi = firmware is None and options.get("kernel") is None and _is_for_uefi(opened)
+        uefi_firmware = next((path for path in UEFI_FIRMWARE if Path(path).is_file()), None)
+        if is_uefi and engine != "embedded" and uefi_firmware is not None and shutil.which(PROGRAM):
+            result = boot_in_qemu(opened, firmware_path=uefi_firmware, **in_qemu(), **options)
+            result.notes.append(f"the disk boots by UEFI only: QEMU booted it with {uefi_firmware}")
+            return result
         if engine == "qemu":
-            return boot_in_qemu(opened, firmware_path=firmware_path, write=write, **options)
+            return boot_in_qemu(opened, firmware_path=firmware_path, **in_qemu(), **options)
         try:
             result = boot_embedded(
                 opened,
@@ -61,16 +79,39 @@ def boot(
             if engine == "embedded":
                 raise
             try:
-                result = boot_in_qemu(opened, firmware_path=firmware_path, write=write, **options)
+                result = boot_in_qemu(opened, firmware_path=firmware_path, **in_qemu(), **options)
             except QemuMissing as missing:
                 raise HypervisorError(f"{error}; and {missing}: either is needed to boot an image") from None
             result.notes.append(f"{error}: booted in QEMU")
             return result
+        if is_uefi:
+            result.notes.append(
+                f"the disk boots by UEFI only: that needs {PROGRAM} and {UEFI_FIRMWARE[0]} (package ovmf)"
+            )
         if engine == "auto" and not result.conclusive and not write and shutil.which(PROGRAM):
             reason = result.reason
             result = boot_in_qemu(opened, firmware_path=firmware_path, write=write, emulate=True, **options)
             result.notes.append(f"{DEVICE}: {reason}; so QEMU emulated the processor")
         return result
+
+
+def _is_for_uefi(disks: Sequence[BlockDevice | Disk]) -> bool:
+    """Whether the first disk boots by UEFI only; one that cannot be read will say so when it is booted."""
+    if not disks:
+        return False
+    first = disks[0].device if isinstance(disks[0], Disk) else disks[0]
+    try:
+        return boots_by_uefi_only(first)
+    except VdiskError:
+        return False
+
+
+def _is_kvm_slow() -> bool:
+    """Whether QEMU does better without the host's KVM. With an emulated one QEMU has failed to start at all."""
+    try:
+        return slowness() > 1
+    except KvmMissing:
+        return False
 
 
 def _open(path: str | os.PathLike[str], write: bool, stack: ExitStack) -> BlockDevice:

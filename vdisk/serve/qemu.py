@@ -23,14 +23,15 @@ from vdisk.block.device import BlockDevice
 from vdisk.block.overlay import Overlay
 from vdisk.errors import HypervisorError, OptionError
 from vdisk.hv.board import Stop
-from vdisk.hv.boot import BOOT_GAP_BYTES, BootResult, OnStage, Watcher
+from vdisk.hv.boot import BOOT_GAP_BYTES, BootResult
 from vdisk.hv.config import Disk, Kernel, guess_kind
 from vdisk.hv.cpu import Sample
 from vdisk.hv.devices.vga import decode_cells
 from vdisk.hv.keys import Stroke, parse_keys
-from vdisk.hv.meter import Meter
+from vdisk.hv.meter import Meter, NameOf, describe_last_reads
 from vdisk.hv.profiles import DEFAULT_PROFILE, Controller, Profile, find_profile
 from vdisk.hv.signs import Stage
+from vdisk.hv.watcher import OnStage, Watcher
 from vdisk.serve.nbd import NbdServer
 
 PROGRAM = "qemu-system-x86_64"
@@ -175,12 +176,13 @@ def _attempt(stack: ExitStack, command: list[str], folder: Path) -> _Qmp:
 class QemuGuest:
     """A running QEMU as a watcher sees it."""
 
-    def __init__(self, qmp: _Qmp, folder: Path, meters: list[Meter]) -> None:
+    def __init__(self, qmp: _Qmp, folder: Path, meters: list[Meter], name_of: NameOf | None) -> None:
         self.resets = 0
         self.stop: Stop | None = None
         self._qmp = qmp
         self._folder = folder
         self._meters = meters
+        self._name_of = name_of
         self._sample: Sample | None = None
         self._halted = False
         self._next_sample = 0.0
@@ -214,7 +216,7 @@ class QemuGuest:
 
     def evidence(self) -> dict[Stage, str]:
         """What the disks' meters know."""
-        found = {Stage.FIRMWARE: "QEMU's SeaBIOS"}
+        found = {Stage.FIRMWARE: "QEMU's firmware"}
         furthest = max((meter.furthest_read for meter in self._meters), default=0)
         if furthest > BOOT_GAP_BYTES:
             found[Stage.LOADER] = f"reads beyond the boot gap, up to byte {furthest}"
@@ -254,6 +256,14 @@ class QemuGuest:
     def is_idle(self) -> bool:
         """Whether the processor was halted at the last sample."""
         return self._halted
+
+    def slowness(self) -> float:
+        """QEMU's own emulation is fast enough; how fast its KVM is, it does not tell."""
+        return 1.0
+
+    def last_reads(self) -> str:
+        """What the meters have kept, with the caller's names."""
+        return describe_last_reads(self._meters, self._name_of)
 
     def press(self, stroke: Stroke) -> None:
         """One stroke: its keys together."""
@@ -299,6 +309,7 @@ def boot_in_qemu(
     on_serial: Callable[[bytes], object] | None = None,
     on_stage: OnStage | None = None,
     emulate: bool = False,
+    name_of: NameOf | None = None,
 ) -> BootResult:
     """Like `vdisk.hv.boot.boot`, in QEMU: with KVM if there is one, else or if `emulate` in its own emulation.
 
@@ -327,7 +338,7 @@ def boot_in_qemu(
         arguments += _firmware_arguments(firmware_path, kernel, folder)
         try:
             qmp = _start(stack, arguments, folder, emulate=emulate)
-            guest = QemuGuest(qmp, folder, meters)
+            guest = QemuGuest(qmp, folder, meters, name_of)
             qmp.command("cont")
             watcher = Watcher(guest, expect, on_stage=on_stage)
             _watch(guest, watcher, qmp, parse_keys(keys), timeout, expect)
@@ -343,7 +354,7 @@ def boot_in_qemu(
             stage=watcher.stage,
             kind=watcher.kind,
             reason=watcher.reason,
-            conclusive=watcher.kind != "emulation failure",
+            conclusive=watcher.is_conclusive,
             evidence=watcher.evidence,
             seconds=watcher.seconds,
             profile=chosen.name,

@@ -91,6 +91,8 @@ def _load_sector(memory: GuestMemory, drive: Drive) -> BootTarget | str:
     sector = drive.read_bytes(0, SECTOR_BYTES)
     if sector[510:] != b"\x55\xaa":
         return "no boot signature (55 AA) in sector 0"
+    if not any(sector[:2]):  # the protective record of a GPT
+        return "no boot code in sector 0"
     memory.write(layout.BOOT_SECTOR, sector)
     return BootTarget(0, layout.BOOT_SECTOR, drive, "boot sector")
 
