@@ -36,6 +36,7 @@ def test_every_profile_boots(profile):
         assert machine.run(lambda m: "is running" in m.screen_text(), timeout=20)
         smbios = machine.read_memory(0xF1000, 0x400)
         assert machine.config.profile.product.encode() in smbios
+        assert machine.config.profile.version.encode() in smbios
 
 
 @pytest.mark.peer

@@ -1,6 +1,7 @@
 """Which engine boots a disk, and that QEMU is judged like our own."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.compat.disks import efi_disk, mbr_disk
 from tests.hv.guests import boot_sector, disk_of, needs_kvm
 from tests.serve.uefi_program import GREETING, uefi_program
 from vdisk.errors import HypervisorError, OptionError
+from vdisk.hv.config import Kernel
 from vdisk.hv.kvm import KvmMissing
 from vdisk.hv.signs import Stage
 from vdisk.serve import engines, qemu
@@ -74,6 +76,15 @@ text: db "ready", 0
 """
     result = boot(disk_of(boot_sector(echo)), engine="qemu", keys="<expect ready>Hi!", expect="readyHi!", timeout=60)
     assert result.ok, result.reason
+
+
+@pytest.mark.peer
+def test_qemu_starts_a_kernel_beside_a_disk():
+    peers.require("qemu-system-x86_64")
+    image = peers.require_file(Path("/boot/memtest86+x64.bin"), "memtest86+").read_bytes()
+    kernel = Kernel(image, b"", "console=ttyS0,115200")
+    result = boot(disk_of(hello_disk()), engine="qemu", kernel=kernel, timeout=3)
+    assert result.stage >= Stage.PROTECTED_MODE  # the sample on the disk stays in real mode
 
 
 def test_with_neither_engine_the_message_says_what_to_install(no_kvm, monkeypatch):

@@ -104,10 +104,15 @@ _PROFILES: Final = (
         "Virtual Machine",
         "American Megatrends Inc.",
         "090008",
-        "7.0",
+        # Hyper-V says 7.0. On such a machine Linux leaves IDE disks alone, since VMBus has them too (ata_piix.c,
+        # piix_ignore_devices_quirk); by this version it knows Microsoft's machines that have no VMBus.
+        "VS2005R2",
         subsystem=(0x0000, 0x0000),
         disk_model="Virtual HD",
-        notes=("there is no VMBus: a guest finds its disk on IDE, as its boot loader does under Hyper-V",),
+        notes=(
+            "there is no VMBus: a guest finds its disk on IDE, as its boot loader does under Hyper-V",
+            "SMBIOS says version VS2005R2, not 7.0, so that Linux does not leave the disk to VMBus",
+        ),
     ),
     Profile(
         "xen",

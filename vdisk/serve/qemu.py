@@ -134,7 +134,8 @@ def _disk_arguments(index: int, disk: Disk, controller: str, socket_path: Path, 
         device = f"ide-cd,drive=disk{index}"
     elif disk.kind == "floppy":
         raise OptionError("disks: a floppy does not boot by --engine qemu")
-    return ["-blockdev", json.dumps(node), "-device", f"{device},bootindex={index}"]
+    # QEMU gives index 0 to a kernel that it is told to start.
+    return ["-blockdev", json.dumps(node), "-device", f"{device},bootindex={index + 1}"]
 
 
 def _arguments(profile: Profile, memory_bytes: int, cpus: int, folder: Path) -> list[str]:
@@ -142,6 +143,7 @@ def _arguments(profile: Profile, memory_bytes: int, cpus: int, folder: Path) -> 
         return text.replace(",", ",,")
 
     smbios = f"type=1,manufacturer={quoted(profile.manufacturer)},product={quoted(profile.product)}"
+    smbios += f",version={quoted(profile.version)}" if profile.version else ""
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-machine", "pc", "-cpu", "max"),
         *("-m", f"{memory_bytes >> 20}M", "-smp", str(cpus), "-smbios", smbios),
