@@ -67,10 +67,10 @@ TORTURE_ARGS ?=
 torture: setup ## kills, signals, failing calls, full disks, losses of power, hostile images, with counts; half an hour
 	$(PYTHON) -m tests.torture $(TORTURE_ARGS)
 
-lab: setup ## Debian to login: from every format and controller on a complete KVM, in an emulated machine; an hour
+lab: setup ## Debian to login: from every format and controller on a complete KVM, in an emulated machine; two hours
 	@scripts/setup-peers.sh
 	$(PYTHON) scripts/lab/images.py $(CACHE)/lab-images
-	$(LAB) --time-limit 7200 -- $(LAB_PYTEST) tests/lab tests/hv $(PYTEST_ARGS)
+	$(LAB) --time-limit 10800 -- $(LAB_PYTEST) tests/lab tests/hv $(PYTEST_ARGS)
 
 LAB_QUICK := (lacks_a_driver and ahci) or panics or nothing_to_boot or triple or (cloud_kernel and not vdi)
 

@@ -16,7 +16,7 @@ from tests.lab.rig import LOGIN_ON_SERIAL, boot_image, explain
 from vdisk.hv.profiles import Controller
 from vdisk.hv.signs import Stage
 
-pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FILES = (
     "debian.raw",

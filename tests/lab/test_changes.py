@@ -12,7 +12,7 @@ import pytest
 from tests import peers
 from tests.lab.rig import session
 
-pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(4000)]
 
 
 def test_only_write_changes_an_image(images: Path, tmp_path: Path) -> None:

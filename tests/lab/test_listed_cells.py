@@ -18,14 +18,14 @@ from typing import NamedTuple
 import pytest
 
 from tests.cli.conftest import Run
-from tests.lab.rig import BOOT_SECONDS, LOGIN_ON_SERIAL, boot_image, explain
+from tests.lab.rig import LOGIN_ON_SERIAL, boot_image, boot_seconds, explain
 from vdisk.compat import find_target
 from vdisk.compat.examine import examine
 from vdisk.compat.hypervisors import HYPERVISORS
 from vdisk.hv.boot import BootResult
 from vdisk.hv.profiles import find_profile
 
-pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 class Cell(NamedTuple):
@@ -90,11 +90,11 @@ BOOTED_AS = {"kvm": True, "vmware": True, "virtualbox": False, "hyper-v": False,
 """Targets, one of each profile, and whether they take a qcow2 file as it is."""
 
 
-@pytest.mark.timeout(6 * 600)
+@pytest.mark.timeout(6 * 1500)
 def test_compat_boots_the_generic_disk_under_every_profile(images: Path, run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     asked = [word for name in BOOTED_AS for word in ("--for", name)]
-    how = ("--boot", "--expect", LOGIN_ON_SERIAL, "--timeout", BOOT_SECONDS, "--report", page, "--json")
+    how = ("--boot", "--expect", LOGIN_ON_SERIAL, "--timeout", boot_seconds(), "--report", page, "--json")
     ran = run("compat", images / "debian.qcow2", *asked, *how)
     rows = {row["target"]: row for row in json.loads(ran.out)["targets"]}
     assert {name: row["boot"]["kind"] for name, row in rows.items()} == dict.fromkeys(BOOTED_AS, "expected text")

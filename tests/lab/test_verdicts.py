@@ -13,7 +13,7 @@ from vdisk.hv.config import Kernel
 from vdisk.hv.profiles import Controller
 from vdisk.hv.signs import Stage
 
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kvm, pytest.mark.timeout(1500)]
 
 
 @pytest.mark.slow
