@@ -8,7 +8,7 @@ import pytest
 
 from tests.hv.guests import disk_of
 from vdisk.errors import StorageError
-from vdisk.inspect.places import place_of
+from vdisk.inspect.places import Places
 
 MIB = 1 << 20
 SWAP, EXT2 = 2 * MIB, 1 * MIB
@@ -38,18 +38,21 @@ def partitioned() -> bytearray:
     ],
 )
 def test_a_place_on_a_partitioned_disk(offset: int, place: str) -> None:
-    assert place_of(disk_of(bytes(partitioned()), 4 * MIB), offset) == place
+    assert Places().name_of(disk_of(bytes(partitioned()), 4 * MIB), offset) == place
 
 
 def test_a_disk_without_partitions() -> None:
-    assert place_of(disk_of(b""), 4096) == "a disk without partitions"
+    assert Places().name_of(disk_of(b""), 4096) == "a disk without partitions"
     content = bytearray(MIB)
     struct.pack_into("<H", content, 1024 + 56, 0xEF53)
-    assert place_of(disk_of(bytes(content)), 4096) == "the whole disk's file system (ext2)"
+    assert Places().name_of(disk_of(bytes(content)), 4096) == "the whole disk's file system (ext2)"
 
 
 def test_a_partition_that_reaches_past_the_end_is_told_all_the_same() -> None:
-    assert place_of(disk_of(bytes(partitioned()[: 3 * MIB - 512]), 3 * MIB - 512), SWAP) == "partition 2 (Linux swap)"
+    assert (
+        Places().name_of(disk_of(bytes(partitioned()[: 3 * MIB - 512]), 3 * MIB - 512), SWAP)
+        == "partition 2 (Linux swap)"
+    )
 
 
 def test_an_unreadable_disk_has_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +62,4 @@ def test_an_unreadable_disk_has_no_places(monkeypatch: pytest.MonkeyPatch) -> No
         raise StorageError("disk", "read", OSError(5, "Input/output error"))
 
     monkeypatch.setattr(disk, "read", refuse)
-    assert place_of(disk, 0) is None
+    assert Places().name_of(disk, 0) is None

@@ -16,7 +16,7 @@ from vdisk.hv.boot import BootResult, boot
 from vdisk.hv.machine import Machine
 from vdisk.hv.pace import slowness
 from vdisk.hv.profiles import DEFAULT_PROFILE, Controller
-from vdisk.inspect.places import place_of
+from vdisk.inspect.places import Places
 
 LOGIN_ON_SERIAL = "debian ttyS0"
 """What getty writes before `login:` on the serial port, and only there; on the screen it says tty1."""
@@ -39,7 +39,7 @@ def boot_image(
     options.setdefault("expect", LOGIN_ON_SERIAL)
     options.setdefault("timeout", boot_seconds())
     with vdisk.open(path) as disk:
-        result = boot(disk, profile=profile, controller=controller, cpus=cpus, name_of=place_of, **options)
+        result = boot(disk, profile=profile, controller=controller, cpus=cpus, name_of=Places().name_of, **options)
     machine = f"{controller or profile}-{cpus}"
     _keep(path.name, machine, result)
     seconds = ", ".join(f"{stage.name.lower()} {result.seconds[stage]:.1f}" for stage in sorted(result.evidence))

@@ -13,9 +13,10 @@ from typing import Any
 import lz4.block  # noqa: F401
 import zstandard  # noqa: F401
 
+from vdisk.inspect.boot_files import boot_files
 from vdisk.inspect.filesystems import HEAD_BYTES, recognise_head
 from vdisk.inspect.guest import Guest
-from vdisk.inspect.guest_reader import DONE, LONGEST_READ_BYTES, PASSED_OVER, REQUEST
+from vdisk.inspect.guest_reader import BOOT_FILES, DONE, LONGEST_READ_BYTES, PASSED_OVER, REQUEST
 from vdisk.inspect.readers import KINDS, Volume, logical_volumes
 from vdisk.inspect.survey import Mounted, survey
 from vdisk.inspect.tree import Unreadable
@@ -81,9 +82,26 @@ def limit() -> None:
 
 
 def main() -> None:
-    """Read the volumes' list, look, and send the guest."""
-    volumes = json.loads(sys.stdin.buffer.readline())
+    """Read what is asked, look, and send the answer."""
+    asked = json.loads(sys.stdin.buffer.readline())
     limit()
+    volumes = asked["volumes"]
+    answer = _boot_files(volumes[0]) if asked["wants"] == BOOT_FILES else asdict(_guest(volumes))
+    said = json.dumps(answer).encode()
+    sys.stdout.buffer.write(REQUEST.pack(DONE, 0, len(said)) + said)
+    sys.stdout.buffer.flush()
+
+
+def _boot_files(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    """None where the volume cannot be read."""
+    try:
+        return [asdict(one) for one in boot_files(Volume(volume["kind"], RemoteFile(0, volume["size"])))]
+    except Unreadable:
+        return []
+
+
+def _guest(volumes: list[dict[str, Any]]) -> Guest:
+    """What the volumes' files say."""
     guest = Guest()
     mounted: list[Mounted] = []
     for number, volume in enumerate(volumes):
@@ -97,9 +115,7 @@ def main() -> None:
         except Unreadable as error:
             guest.problems.append(f"{title} ({kind}): could not be read: {error}")
     survey(mounted, guest)
-    said = json.dumps(asdict(guest)).encode()
-    sys.stdout.buffer.write(REQUEST.pack(DONE, 0, len(said)) + said)
-    sys.stdout.buffer.flush()
+    return guest
 
 
 def _mount_logical(title: str, file: RemoteFile, mounted: list[Mounted], guest: Guest) -> None:

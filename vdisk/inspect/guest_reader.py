@@ -6,9 +6,9 @@ a pipe, and gets them from here. It has a set memory and processor time, and is 
 says is checked as little trusted. A crash becomes a line among the guest's problems. It is no prison: code that took
 over the child would have the rights of the user.
 
-The conversation, on the child's standard input and output: we send the volumes as one line of JSON; it sends requests
-(`REQUEST`: a volume's number, offset, length) and gets that many bytes each, or nothing more where the disk cannot be
-read; at last a request with the number `DONE` and the length of the JSON that follows.
+The conversation, on the child's standard input and output: we send what is wanted and the volumes, as one line of
+JSON; it sends requests (`REQUEST`: a volume's number, offset, length) and gets that many bytes each, or nothing more
+where the disk cannot be read; at last a request with the number `DONE` and the length of the JSON that follows.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from vdisk.block.device import BlockDevice
 from vdisk.errors import VdiskError
+from vdisk.inspect.boot_files import BootFile
 from vdisk.inspect.guest import Guest
 
 EXTRA = "vdisk-toolkit[inspect]"
 READ = ("ext2", "ext3", "ext4", "XFS", "LVM")
 """What is looked into, by the names of `vdisk.inspect.filesystems`."""
+_MAPPED = ("ext2", "ext3", "ext4")
+"""Where extents are told. libfsxfs (20260901) gives wrong places of files outside of the first allocation group."""
 PASSED_OVER = ("Btrfs", "Bcachefs", "F2FS", "LUKS", "Linux RAID")
 """Where a Linux may be too, and is not looked for."""
 
+GUEST, BOOT_FILES = "guest", "boot files"
+"""What the child can be asked for."""
 REQUEST = struct.Struct("<IQI")
 DONE = 0xFFFFFFFF
 LONGEST_READ_BYTES = 1 << 20
@@ -44,6 +49,9 @@ _MOST_READ_BYTES = 4 << 30
 SECONDS = 60.0
 """After so long the child is ended; a Debian disk takes less than one."""
 _LIBRARIES = ("pyfsext", "pyfsxfs", "pyvslvm", "lz4")
+
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,7 +75,7 @@ def read_guest(volumes: Sequence[Volume], *, seconds: float = SECONDS) -> Guest:
     guest = Guest()
     if wanted:
         try:
-            guest = _ask(wanted, seconds)
+            guest = _ask(GUEST, wanted, seconds, Guest.from_dict)
         except VdiskError as error:
             guest.problems.append(f"the disk could not be read: {error}")
         except OSError as error:
@@ -76,12 +84,28 @@ def read_guest(volumes: Sequence[Volume], *, seconds: float = SECONDS) -> Guest:
     return guest
 
 
-def _ask(volumes: Sequence[Volume], seconds: float) -> Guest:
+def read_boot_files(volume: Volume, *, seconds: float = SECONDS) -> list[BootFile]:
+    """Where the files of a volume's boot loader and kernels lie in it; none where that cannot be read."""
+    if volume.kind not in _MAPPED:
+        return []
+    try:
+        return _ask(BOOT_FILES, [volume], seconds, _boot_files)
+    except (VdiskError, OSError):
+        return []
+
+
+def _boot_files(said: Any) -> list[BootFile]:
+    if not isinstance(said, list):
+        raise ValueError("not a list")
+    return [BootFile.from_dict(one) for one in said]
+
+
+def _ask(wants: str, volumes: Sequence[Volume], seconds: float, parse: Callable[[Any], Answer]) -> Answer:
     with _start() as process:
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
-            return _serve(process, volumes)
+            return _serve(process, wants, volumes, parse)
         except (BrokenPipeError, EOFError):
             process.kill()  # one that breaks the rules is alive
             process.wait()
@@ -104,18 +128,20 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _serve(process: subprocess.Popen[bytes], volumes: Sequence[Volume]) -> Guest:
+def _serve(
+    process: subprocess.Popen[bytes], wants: str, volumes: Sequence[Volume], parse: Callable[[Any], Answer]
+) -> Answer:
     """Answer the child's requests until it has the result."""
     assert process.stdin is not None
     assert process.stdout is not None
     volumes_told = [{"title": one.title, "kind": one.kind, "size": one.device.size} for one in volumes]
-    process.stdin.write(json.dumps(volumes_told).encode() + b"\n")
+    process.stdin.write(json.dumps({"wants": wants, "volumes": volumes_told}).encode() + b"\n")
     left = _MOST_READ_BYTES
     while True:
         process.stdin.flush()
         number, offset, length = REQUEST.unpack(_exactly(process.stdout, REQUEST.size))
         if number == DONE:
-            return _result(process.stdout, length)
+            return _result(process.stdout, length, parse)
         left -= length
         if number >= len(volumes) or length > LONGEST_READ_BYTES or left < 0:
             raise EOFError
@@ -124,11 +150,11 @@ def _serve(process: subprocess.Popen[bytes], volumes: Sequence[Volume]) -> Guest
         process.stdin.write(device.read(offset, inside).ljust(length, b"\0") if inside else bytes(length))
 
 
-def _result(stream: IO[bytes], length: int) -> Guest:
+def _result(stream: IO[bytes], length: int, parse: Callable[[Any], Answer]) -> Answer:
     if length > _LONGEST_ANSWER_BYTES:
         raise EOFError
     try:
-        return Guest.from_dict(json.loads(_exactly(stream, length)))
+        return parse(json.loads(_exactly(stream, length)))
     except (ValueError, RecursionError):
         raise EOFError from None
 

@@ -23,6 +23,8 @@ KINDS = frozenset(_MODULES)
 """What `Volume` opens, by the names of `vdisk.inspect.filesystems`."""
 _MOST_LOGICAL_VOLUMES = 64
 _LARGEST_FILE_BYTES = 1 << 40
+_SPARSE = 1
+"""An extent's flag (LIBFSEXT_EXTENT_FLAG_IS_SPARSE)."""
 _CALLS = re.compile(r"(?:^| )(?:py|lib)\w+: ")
 _ERRORS = (OSError, ValueError, TypeError, OverflowError, MemoryError, RuntimeError, SystemError)
 """libyal raises OSError, or what its Python glue does with a value that no Python object can have."""
@@ -58,6 +60,14 @@ class Volume:
         """Bytes of a file."""
         data: bytes = _ask(_handle(file).entry.read_buffer_at_offset, length, offset)
         return data
+
+    def extents(self, file: Entry) -> Iterator[tuple[int, int]]:
+        """First byte and end, in the volume, of each stored stretch of a file's data. For ext alone."""
+        handle = _handle(file).entry
+        for number in range(_ask(handle.get_number_of_extents)):
+            offset, length, flags = _ask(handle.get_extent, number)
+            if not flags & _SPARSE:
+                yield offset, offset + length
 
 
 class LogicalVolume(io.RawIOBase):

@@ -17,7 +17,7 @@ from vdisk.hv.config import Disk
 from vdisk.hv.kvm import DEVICE, KvmMissing
 from vdisk.hv.pace import slowness
 from vdisk.inspect.loaders import boots_by_uefi_only
-from vdisk.inspect.places import place_of
+from vdisk.inspect.places import Places
 from vdisk.serve.qemu import PROGRAM, QemuMissing, boot_in_qemu
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def boot(
     is one that cannot emulate the guest's instructions, or too slow. `HypervisorError` if there is neither. A disk that
     boots by UEFI only goes to QEMU too, where that and a firmware for it (`UEFI_FIRMWARE`) are installed.
     """
-    options.setdefault("name_of", place_of)
+    options.setdefault("name_of", Places().name_of)
     rows = [disks] if isinstance(disks, str | os.PathLike | BlockDevice | Disk) else list(disks)
     if engine not in ("auto", "embedded", "qemu"):
         raise OptionError(f"engine: there is no {engine!r}; known are auto, embedded, qemu")
