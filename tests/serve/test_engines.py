@@ -49,14 +49,14 @@ def test_without_kvm_qemu_boots_it(no_kvm, controller):
 
 
 @pytest.mark.peer
-def test_where_qemu_cannot_use_kvm_it_emulates(no_kvm, monkeypatch, tmp_path):
+def test_where_qemu_cannot_use_kvm_it_emulates(monkeypatch, tmp_path):
     """QEMU 7.2 takes some nested KVMs and then ends by an assertion."""
     real = peers.require("qemu-system-x86_64")
     fake = tmp_path / "qemu-system-x86_64"
     fake.write_text(f'#!/bin/sh\ncase "$*" in *"-accel kvm"*) echo Assertion >&2; exit 134;; esac\nexec {real} "$@"\n')
     fake.chmod(0o755)
     monkeypatch.setattr(qemu, "PROGRAM", str(fake))
-    result = boot(disk_of(hello_disk()), expect="is running", timeout=60, memory_bytes=64 << 20)
+    result = qemu.boot_in_qemu(disk_of(hello_disk()), expect="is running", timeout=60, memory_bytes=64 << 20)
     assert result.ok, result.reason
 
 
