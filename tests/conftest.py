@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
 from tests.debian import debian_cloud_disk, debian_disk
 
 __all__ = ["debian_cloud_disk", "debian_disk"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell: what the tests start would not be interrupted by it either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "default",
