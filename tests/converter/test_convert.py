@@ -212,6 +212,23 @@ class TestFailure:
             assert len(extents) == 1, "the old extents are gone"
             vdisk.convert(raw, target, options=options)
 
+    def test_an_interrupt_before_the_last_rename_leaves_no_extent(
+        self, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = tmp_path / "target.vmdk"
+        before = set(tmp_path.iterdir())
+        real = os.replace
+
+        def replace(source: Path, final: Path) -> None:
+            if final == target:
+                raise KeyboardInterrupt
+            real(source, final)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            vdisk.convert(raw, target, options={"subformat": "monolithicFlat"})
+        assert set(tmp_path.iterdir()) == before
+
     @pytest.mark.parametrize("kind", ["raw", "vmdk-flat"])
     def test_an_interrupt_behind_the_last_rename_takes_nothing_away(
         self, kind: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

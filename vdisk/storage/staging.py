@@ -46,6 +46,8 @@ class Staging:
         self._devices: list[_DeviceStorage] = []
         self._temporary: set[Path] = set()
         self._folder: Path | None = None
+        self._main: Path | None = None
+        """The main file under its temporary name."""
         self._placed: list[Path] = []
         self._retired: list[Path] = []
 
@@ -86,6 +88,8 @@ class Staging:
             raise OptionError(f"{final}: exists, and may be a part of {self.target.name}, which is to be replaced")
         self._hold(final)
         temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
+        if final == self.target:
+            self._main = temporary
         self._temporary.add(temporary)  # before it is there: a signal may come in between
         storage = self._open(temporary)
         storage.name = str(final)  # errors speak of the file that the user asked for
@@ -146,19 +150,16 @@ class Staging:
             return
         for final, storage in ordered:
             storage.close()
-            placed = self._placed
-            if final == self.target:
-                self._placed = []  # an interrupt just behind the last rename is to take nothing away
-            elif not final.exists():
-                placed.append(final)
+            if final != self.target and not final.exists():
+                self._placed.append(final)
             try:
                 os.replace(storage.path, final)
             except OSError as error:
-                self._placed = placed
                 raise StorageError(str(final), "rename", error) from error
             del self._files[final]
             self._temporary.discard(storage.path)
             self._let_go(final)
+        self._placed.clear()
         if flush:
             flush_folder(self.target.parent)
         for path in self._retired:
@@ -195,7 +196,9 @@ class Staging:
             self._let_go(final)
         for storage in [*self._files.values(), *self._devices]:
             storage.close()
-        for path in (*self._temporary, *self._placed):
+        # An interrupt may come just behind the last rename: what stands then is the new image.
+        is_replaced = self._main is not None and not self._main.exists()
+        for path in (*self._temporary, *(() if is_replaced else self._placed)):
             with contextlib.suppress(OSError):
                 path.unlink()
         self._files.clear()
