@@ -235,7 +235,8 @@ class TestFailure:
     ) -> None:
         name, options, _ = TARGETS[kind]
         target = tmp_path / f"target.{name}"
-        target.write_bytes(b"old")
+        vdisk.convert(raw, target, options=options)
+        count = len(list(tmp_path.iterdir()))
         real = os.replace
 
         def replace(source: Path, final: Path) -> None:
@@ -248,6 +249,7 @@ class TestFailure:
             with pytest.raises(KeyboardInterrupt):
                 vdisk.convert(raw, target, options=options)
         assert compare_paths(raw, target)
+        assert len(list(tmp_path.iterdir())) == count, "the old extents are gone"
 
     def test_no_other_file_of_an_image_replaces_one_that_stands_there(self, raw: Path, tmp_path: Path) -> None:
         target = tmp_path / "target.qcow2"

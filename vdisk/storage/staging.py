@@ -46,8 +46,8 @@ class Staging:
         self._devices: list[_DeviceStorage] = []
         self._temporary: set[Path] = set()
         self._folder: Path | None = None
-        self._main: Path | None = None
-        """The main file under its temporary name."""
+        self._main: os.stat_result | None = None
+        """What the new main file is known by, whatever its name."""
         self._placed: list[Path] = []
         self._retired: list[Path] = []
 
@@ -88,10 +88,10 @@ class Staging:
             raise OptionError(f"{final}: exists, and may be a part of {self.target.name}, which is to be replaced")
         self._hold(final)
         temporary = self._temporary_of(final) if self._folder is None else self._folder / final.name
-        if final == self.target:
-            self._main = temporary
         self._temporary.add(temporary)  # before it is there: a signal may come in between
         storage = self._open(temporary)
+        if final == self.target:
+            self._main = os.fstat(storage.file_descriptor)
         storage.name = str(final)  # errors speak of the file that the user asked for
         self._files[final] = storage
         return storage
@@ -162,10 +162,21 @@ class Staging:
         self._placed.clear()
         if flush:
             flush_folder(self.target.parent)
+        self._remove_retired()
+
+    def _remove_retired(self) -> None:
         for path in self._retired:
             with contextlib.suppress(OSError):
                 path.unlink()
             self._let_go(path)
+        self._retired.clear()
+
+    def _stands(self) -> bool:
+        """Whether the new main file has its final name."""
+        try:
+            return self._main is not None and os.path.samestat(self._main, os.stat(self.target))
+        except OSError:
+            return False
 
     def _commit_folder(self, folder: Path, flush: bool) -> None:
         for storage in self._files.values():
@@ -196,9 +207,10 @@ class Staging:
             self._let_go(final)
         for storage in [*self._files.values(), *self._devices]:
             storage.close()
-        # An interrupt may come just behind the last rename: what stands then is the new image.
-        is_replaced = self._main is not None and not self._main.exists()
-        for path in (*self._temporary, *(() if is_replaced else self._placed)):
+        if self._stands():  # an interrupt came behind the last rename
+            self._placed.clear()
+            self._remove_retired()
+        for path in (*self._temporary, *self._placed):
             with contextlib.suppress(OSError):
                 path.unlink()
         self._files.clear()
