@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Self, final
 
-from vdisk.block.extent import Encoded, Extent, Kind, coalesce
+from vdisk.block.extent import Encoded, Extent, Kind, coalesce, near_units
 from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, Unsupported
 from vdisk.storage.base import Buffer, Storage
 
@@ -36,8 +36,6 @@ _UNALLOCATED = Kind.UNALLOCATED
 _ZEROS = memoryview(bytes(1 << 20))
 _WRITE_STEP_BYTES = 4 << 20
 _DECODED_UNITS_KEPT_BYTES = 8 << 20
-_READ_TOGETHER_BYTES = 1 << 20
-_GAP_READ_BYTES = 1 << 14
 _REFUSALS = (OptionError, Unsupported, PolicyError)
 """Raised before anything is changed."""
 
@@ -301,7 +299,7 @@ class BlockDevice(abc.ABC):
 
     def _fill_units(self, units: list[Extent], offset: int, view: memoryview) -> None:
         """Whole compressed units, those that lie near one another in the storage by one read."""
-        for near in _neighbours(units):
+        for near in near_units(units):
             first = near[0].encoded
             assert first is not None
             end = max(unit.encoded.host + unit.encoded.host_length for unit in near)  # type: ignore[union-attr]
@@ -496,27 +494,6 @@ class StorageDevice(BlockDevice):
 
     def _close(self) -> None:
         self.storage.close()
-
-
-def _neighbours(units: list[Extent]) -> Iterator[list[Extent]]:
-    """Compressed units in the order of their storage, in groups that one read each brings."""
-    if len(units) > 1:
-        units.sort(key=lambda unit: unit.encoded.host)  # type: ignore[union-attr]
-    near: list[Extent] = []
-    start = end = 0
-    for unit in units:
-        encoded = unit.encoded
-        assert encoded is not None
-        unit_end = encoded.host + encoded.host_length
-        is_near = encoded.host <= end + _GAP_READ_BYTES and unit_end <= start + _READ_TOGETHER_BYTES
-        if near and is_near and unit.storage is near[0].storage:
-            near.append(unit)
-            end = max(end, unit_end)
-            continue
-        if near:
-            yield near
-        near, start, end = [unit], encoded.host, unit_end
-    yield near
 
 
 def _plain_bytes(extent: Extent) -> bytes:

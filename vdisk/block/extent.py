@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from vdisk.storage.base import Storage
 
 
+_READ_TOGETHER_BYTES = 1 << 20
+_GAP_READ_BYTES = 1 << 14
+
+
 class Kind(enum.IntEnum):
     """How an extent's bytes are had."""
 
@@ -97,3 +101,24 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
         last = extent
     if last is not None:
         yield last
+
+
+def near_units(units: list[Extent]) -> Iterator[list[Extent]]:
+    """Compressed units in the order of their storage, in groups that one read each brings."""
+    if len(units) > 1:
+        units.sort(key=lambda unit: unit.encoded.host)  # type: ignore[union-attr]
+    near: list[Extent] = []
+    start = end = 0
+    for unit in units:
+        encoded = unit.encoded
+        assert encoded is not None
+        unit_end = encoded.host + encoded.host_length
+        is_near = encoded.host <= end + _GAP_READ_BYTES and unit_end <= start + _READ_TOGETHER_BYTES
+        if near and is_near and unit.storage is near[0].storage:
+            near.append(unit)
+            end = max(end, unit_end)
+            continue
+        if near:
+            yield near
+        near, start, end = [unit], encoded.host, unit_end
+    yield near

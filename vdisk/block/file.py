@@ -9,21 +9,19 @@ if TYPE_CHECKING:
     from vdisk.block.device import BlockDevice
 
 
-class DeviceFile(io.RawIOBase):
-    """A disk's bytes through Python's file interface; wrap it in `io.BufferedReader` for many small reads.
+class PositionedFile(io.RawIOBase):
+    """A file of a known length that can be read anywhere: its place, and how one gets about."""
 
-    Closing the file leaves the device open.
-    """
-
-    def __init__(self, device: BlockDevice) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._position = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes, as they are now."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
-
-    def writable(self) -> bool:
-        return self._device.writable
 
     def seekable(self) -> bool:
         return True
@@ -32,11 +30,29 @@ class DeviceFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._device.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.length}[whence]
         if base + offset < 0:
             raise ValueError(f"negative seek position {base + offset}")
         self._position = base + offset
         return self._position
+
+
+class DeviceFile(PositionedFile):
+    """A disk's bytes through Python's file interface; wrap it in `io.BufferedReader` for many small reads.
+
+    Closing the file leaves the device open.
+    """
+
+    def __init__(self, device: BlockDevice) -> None:
+        super().__init__()
+        self._device = device
+
+    @property
+    def length(self) -> int:
+        return self._device.size
+
+    def writable(self) -> bool:
+        return self._device.writable
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sys
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 import lz4.block  # noqa: F401
 import zstandard  # noqa: F401
 
+from vdisk.block.file import PositionedFile
 from vdisk.inspect.boot_files import boot_files
 from vdisk.inspect.filesystems import HEAD_BYTES, recognise_head
 from vdisk.inspect.guest import Guest
@@ -25,31 +25,20 @@ _MEMORY_BYTES = 2 << 30
 _PROCESSOR_SECONDS = 40
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(PositionedFile):
     """A volume of the disk: its bytes come over the pipe."""
 
     def __init__(self, number: int, size: int) -> None:
-        self._number, self._size, self._position = number, size, 0
+        super().__init__()
+        self._number, self._size = number, size
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
+    @property
+    def length(self) -> int:
+        return self._size
 
     def get_size(self) -> int:
         """libyal asks for this."""
         return self._size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative seek position {base + offset}")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
         count = max(0, min(len(buffer), self._size - self._position, LONGEST_READ_BYTES))

@@ -16,6 +16,7 @@ import pyfsext
 import pyfsxfs
 import pyvslvm
 
+from vdisk.block.file import PositionedFile
 from vdisk.inspect.tree import Entry, Unreadable
 
 _MODULES = {"ext2": pyfsext, "ext3": pyfsext, "ext4": pyfsext, "XFS": pyfsxfs}
@@ -70,32 +71,23 @@ class Volume:
                 yield offset, offset + length
 
 
-class LogicalVolume(io.RawIOBase):
+class LogicalVolume(PositionedFile):
     """A logical volume as a file."""
 
     def __init__(self, group: str, handle: Any) -> None:
+        super().__init__()
         self._handle = handle
         self.title = f"{group}/{_ask(handle.get_name)}"
         self.size: int = _ask(handle.get_size)
-        self._position = 0
+
+    @property
+    def length(self) -> int:
+        return self.size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes of the volume."""
         data: bytes = _ask(self._handle.read_buffer_at_offset, max(0, min(length, self.size - offset)), offset)
         return data
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
         data = self.read_at(self._position, len(buffer))
