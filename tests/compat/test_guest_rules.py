@@ -134,9 +134,23 @@ def test_an_own_bus_is_told_with_its_driver_and_whether_the_initramfs_has_it(nam
     assert own_bus_notes(has, find_target("kvm")) == []
 
 
-def test_hyper_v_shows_the_disk_on_ide_too() -> None:
-    found = only(guest("ata_piix", "sd_mod"), "hyper-v", "note", "lacks hv_storvsc")
-    assert "the emulated IDE disk serves" in found.why
+@pytest.mark.parametrize(
+    ("name", "driver"), [("hyper-v", "hv_storvsc"), ("xen", "xen_blkfront"), ("xcp-ng", "xen_blkfront")]
+)
+def test_a_kernel_built_with_the_own_buss_driver_leaves_the_emulated_ide_disk_alone(name: str, driver: str) -> None:
+    lacks = guest("ata_piix", "sd_mod")
+    error = only(lacks, name, "error", f"its initramfs lacks {driver}")
+    assert "emulated IDE disk alone" in error.why
+    assert driver in error.fix
+    lacks.kernels[0].shipped = []  # what was built is not known: as distributions build it
+    assert only(lacks, name, "error", f"its initramfs lacks {driver}")
+    lacks.kernels[0].shipped = ["ata_piix", "sd_mod"]
+    assert "finds the emulated IDE disk" in only(lacks, name, "note", f"its initramfs lacks {driver}").why
+    assert not findings(lacks, name, "error")
+
+
+def test_virtual_pc_has_no_bus_of_its_own_and_ide_serves() -> None:
+    assert not [one for one in findings(guest("ata_piix", "sd_mod"), "virtual-pc") if "driver" in one.what + one.why]
 
 
 def test_an_initramfs_that_is_not_known_judges_nothing() -> None:

@@ -121,9 +121,22 @@ def _lacking(kernel: Kernel, name: str) -> list[str]:
 
 
 def _usable(guest: Guest, target: Target) -> list[str]:
-    """The target's drivers that the guest starts with; all of them where that is not known."""
+    """The target's drivers that find the guest its disk when it starts; all of them where that is not known."""
     kernel = _kernel(guest)
-    return [name for name in target.controllers if kernel is None or not _lacking(kernel, name)]
+    if kernel is None:
+        return list(target.controllers)
+    has = [name for name in target.controllers if not _lacking(kernel, name)]
+    return [name for name in has if name != "ata_piix" or not _leaves_ide(kernel, target)]
+
+
+def _leaves_ide(kernel: Kernel, target: Target) -> bool:
+    """Whether a kernel leaves the emulated IDE disk to the hypervisor's own bus.
+
+    One that was built with that bus's driver does, be the driver in the initramfs or not: ata_piix ignores the disks of
+    Hyper-V (piix_ignore_devices_quirk), and Xen's are unplugged (xen_unplug_emulated_devices).
+    """
+    own = [name.replace("-", "_") for name in target.controllers if DRIVERS[name].bus]
+    return any(name in kernel.shipped or not kernel.shipped for name in own)
 
 
 def _architecture(guest: Guest, target: Target) -> Iterator[Finding]:
@@ -155,13 +168,20 @@ def _drivers(guest: Guest, target: Target) -> Iterator[Finding]:
     lacking = _lacking(kernel, default)
     modules = " and ".join(lacking)
     fix = _driver_fix(guest, kernel, lacking)
-    if not usable:
+    if not usable and "ata_piix" in target.controllers and not _lacking(kernel, "ata_piix"):
+        what = f"its initramfs lacks {modules} (kernel {kernel.version})"
+        why = (
+            f"a kernel that was built with it leaves {target.title}'s emulated IDE disk alone: "
+            "it does not find its root file system"
+        )
+        yield Finding("error", what, why, fix)
+    elif not usable:
         known = ", ".join(f"{name} ({DRIVERS[name].controller})" for name in target.controllers)
         what = f"its initramfs has no driver for the disk there: {known}"
         why = f"the kernel {kernel.version} starts at {target.title} and does not find its root file system"
         yield Finding("error", what, why, fix)
     elif DRIVERS[default].bus and "ata_piix" in usable:
-        why = f"at {target.title} it finds its disk by {DRIVERS[default].bus}; the emulated IDE disk serves, slowly"
+        why = f"at {target.title} a kernel built without it finds the emulated IDE disk, which is slow"
         yield Finding("note", f"its initramfs lacks {modules} (kernel {kernel.version})", why, fix)
     else:
         others = " or ".join(DRIVERS[name].controller for name in usable)
