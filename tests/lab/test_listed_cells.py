@@ -86,7 +86,7 @@ def test_a_listed_cell(images: Path, target_name: str, format_name: str) -> None
     assert result.drivers == [find_profile(target.profile).controller]
 
 
-BOOTED_AS = {"kvm": True, "vmware": True, "virtualbox": False, "hyper-v": False, "xen": True, "parallels": False}
+BOOTED_AS = {"kvm": True, "vmware": False, "virtualbox": False, "hyper-v": False, "xen": True, "parallels": False}
 """Targets, one of each profile, and whether they take a qcow2 file as it is."""
 
 
