@@ -55,6 +55,9 @@ _PACKAGES = {
     "vgcreate": "lvm2",
     "lvcreate": "lvm2",
     "sfdisk": "fdisk",
+    "syslinux": "syslinux",
+    "mformat": "mtools",
+    "mcopy": "mtools",
     "grub-mkrescue": "grub-common",
     "chromium": "chromium",
 }

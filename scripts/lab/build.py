@@ -44,6 +44,9 @@ PACKAGES = (
     "memtest86+",
     "grub-rescue-pc",
     "ipxe",
+    "syslinux",
+    "mtools",
+    "fdisk",
 )
 
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")

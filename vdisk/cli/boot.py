@@ -45,7 +45,11 @@ Examples:
     "--serial", type=click.File("wb", lazy=False), metavar="FILE", help="Write what the serial port sends to FILE."
 )
 @click.option("--interactive", "-i", is_flag=True, help="This terminal is the guest's console; Ctrl-A x leaves.")
-@click.option("--kernel", type=click.Path(dir_okay=False), help="Start this Linux kernel, not what the disk holds.")
+@click.option(
+    "--kernel",
+    type=click.Path(dir_okay=False),
+    help="Start this, not what the disk holds: a Linux kernel, iPXE, memdisk.",
+)
 @click.option("--initrd", type=click.Path(dir_okay=False), help="Its initial RAM disk.")
 @click.option("--append", default="", metavar="TEXT", help="Its command line.")
 @click.option("--write", is_flag=True, help="Let the guest change the image.")

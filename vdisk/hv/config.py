@@ -35,7 +35,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A Linux kernel to start without a boot loader, by the 32-bit boot protocol."""
+    """A Linux kernel, or what says that it is one (iPXE, memdisk, memtest86+), to start without a boot loader."""
 
     image: bytes
     initrd: bytes = b""

@@ -14,7 +14,7 @@ from vdisk.hv.devices.fw_cfg import FwCfg
 from vdisk.hv.firmware import acpi, rom
 from vdisk.hv.firmware.bios import Bios
 from vdisk.hv.firmware.e820 import RAM, MapEntry, acpi_tables_at
-from vdisk.hv.firmware.linux import enter_kernel, load_kernel
+from vdisk.hv.firmware.linux import start_kernel
 from vdisk.hv.firmware.mptable import build_mptable
 from vdisk.hv.firmware.smbios import build_smbios
 
@@ -146,5 +146,5 @@ def _power_up_own(board: Board, on_boot: Callable[[], None]) -> Bios:
         bios.start(first)
     else:
         bios.power_on()
-        enter_kernel(first, load_kernel(board.memory, kernel))
+        start_kernel(first, board.memory, kernel)
     return bios
