@@ -6,8 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 import vdisk
 from tests.memory import peak_bytes_of
 from tests.peers import qemu_check, qemu_compare, qemu_img
+from tests.signalled import signalled
 from vdisk import formats
 from vdisk.converter.plan import Action, make_plan
 from vdisk.errors import Corrupt, OptionError, PolicyError, StorageError, VdiskError
@@ -281,16 +280,9 @@ class TestFailure:
                 file.write(random.randbytes(1 << 20))
         target = tmp_path / "disk.qcow2"
         target.write_bytes(b"old")
-        command = [sys.executable, "-m", "vdisk", "convert", "-c", "-o", "compression_level=9", source, target]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob(".disk*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 128 + number
-        assert said.decode().strip() == "vdisk: interrupted"
+        arguments = ("convert", "-c", "-o", "compression_level=9", source, target)
+        ended = signalled(number, lambda: list(tmp_path.glob(".disk*")), *arguments)
+        assert ended == (128 + number, "vdisk: interrupted")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.qcow2", "disk.raw"]
         assert target.read_bytes() == b"old"
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from array import array
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import vdisk
 from tests.converter.test_convert import TARGETS, some_content
 from tests.crash import Event, crash_states
 from tests.peers import qemu_check, qemu_compare
+from tests.signalled import signalled
 from vdisk import formats
 from vdisk.block import codecs
 from vdisk.compat.fit import convert_for
@@ -391,15 +391,13 @@ class TestCommand:
         source, target = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
         source.write_bytes(random.Random(1).randbytes(48 << 20))
         arguments = ("-c", "-o", "compression_level=9", "--json", source, target)
-        process = self.run(*arguments)
-        part = kept_folder(target) / target.name
-        deadline = time.monotonic() + 30
-        while not part.exists() or part.stat().st_size < 8 << 20:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        assert (process.returncode, said.strip()) == (128 + number, "vdisk: interrupted")
+        folder = kept_folder(target)
+        part = folder / target.name
+        ended = signalled(
+            number, lambda: part.exists() and part.stat().st_size >= 8 << 20, "convert", "--resume", *arguments
+        )
+        kept = f"vdisk: kept in {folder}: the same command goes on from there"
+        assert ended == (128 + number, f"{kept}\nvdisk: interrupted")
         assert not target.exists()
         process = self.run(*arguments)
         report, said = process.communicate(timeout=60)
@@ -417,8 +415,11 @@ class TestCommand:
         if mounted.returncode:
             pytest.skip("only root can mount a small file system")
         try:
-            with pytest.raises(StorageError, match="No space left on device"):
-                vdisk.convert(source, small / "disk.qcow2", resume=True)
+            process = self.run(source, small / "disk.qcow2")
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert "disk.qcow2.vdisk-resume: the same command goes on from there\n" in said
+            assert "No space left on device" in said
             subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
             assert vdisk.convert(source, small / "disk.qcow2", resume=True).resumed_bytes >= 1 << 20
             assert content_of(small / "disk.qcow2") == source.read_bytes()

@@ -10,7 +10,8 @@ from tests import peers
 from tests.compat.disks import efi_disk, mbr_disk
 from tests.hv.guests import boot_sector, disk_of, needs_kvm
 from tests.serve.uefi_program import GREETING, uefi_program
-from vdisk.errors import HypervisorError, OptionError
+from vdisk import formats
+from vdisk.errors import HypervisorError, InUse, OptionError
 from vdisk.hv.config import Kernel
 from vdisk.hv.kvm import KvmMissing
 from vdisk.hv.signs import Stage
@@ -33,6 +34,17 @@ def test_a_path_boots_in_our_own_engine(tmp_path):
     result = boot(tmp_path / "hello.raw", expect="is running", timeout=20)
     assert result.ok
     assert result.engine == "embedded"
+
+
+@pytest.mark.kvm
+@needs_kvm
+def test_an_image_that_is_written_to_boots_only_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "hello.raw"
+    path.write_bytes(hello_disk())
+    with formats.open(path, writable=True):
+        with pytest.raises(InUse):
+            boot(path, expect="is running", timeout=20)
+        assert boot(path, force_share=True, expect="is running", timeout=20).ok
 
 
 @pytest.mark.peer

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,7 +150,7 @@ def command(
     from vdisk.storage.stream import InputPipe
 
     verdict = None
-    with bar("convert", progress) as show:
+    with _tells_what_is_kept(target if resume else None), bar("convert", progress) as show:
         how: dict[str, Any] = {
             "source_format": source_format,
             "options": options,
@@ -194,6 +195,23 @@ def command(
         _say(source, done, verdict, as_json=as_json, dry_run=dry_run)
     if verdict is not None and not verdict.fits:
         raise click.exceptions.Exit(1)
+
+
+@contextlib.contextmanager
+def _tells_what_is_kept(target: str | None) -> Iterator[None]:
+    """After an interrupt or a full disk: where the work is, and how to go on."""
+    from vdisk.errors import StorageError
+    from vdisk.storage.kept import kept_folder
+
+    try:
+        yield
+    except (KeyboardInterrupt, StorageError) as error:
+        reason = error.reason if isinstance(error, StorageError) else None
+        is_full = isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT)
+        goes_on = is_full or isinstance(error, KeyboardInterrupt)
+        if target is not None and goes_on and (folder := kept_folder(target)).is_dir():
+            click.echo(f"vdisk: kept in {folder}: the same command goes on from there", err=True)
+        raise
 
 
 def _output_pipe() -> OutputPipe:

@@ -35,12 +35,15 @@ def boot(
     *,
     engine: Engine = "auto",
     write: bool = False,
+    force_share: bool = False,
     firmware: str | os.PathLike[str] | None = None,
     option_rom: str | os.PathLike[str] | None = None,
     on_machine: Callable[[Machine], None] | None = None,
     **options: Any,
 ) -> BootResult:
     """Boot images (paths) or devices and say how far the system comes; nothing is changed unless `write`.
+
+    `force_share` opens paths all the same that another program writes to.
 
     `options` are those of `vdisk.hv.boot.boot`: profile, memory_bytes, cpus, kernel, controller, expect, timeout, keys,
     on_serial. "auto" takes our own hypervisor; QEMU where there is no KVM; and QEMU's emulation where the host's KVM
@@ -56,7 +59,7 @@ def boot(
         return {"write": write, "emulate": _is_kvm_slow()}
 
     with ExitStack() as stack:
-        opened = [row if isinstance(row, BlockDevice | Disk) else _open(row, write, stack) for row in rows]
+        opened = [row if isinstance(row, BlockDevice | Disk) else _open(row, write, force_share, stack) for row in rows]
         firmware_path = os.fspath(firmware) if firmware is not None else None
         is_uefi = firmware is None and options.get("kernel") is None and _is_for_uefi(opened)
         uefi_firmware = next((path for path in UEFI_FIRMWARE if Path(path).is_file()), None)
@@ -114,10 +117,10 @@ def _is_kvm_slow() -> bool:
         return False
 
 
-def _open(path: str | os.PathLike[str], write: bool, stack: ExitStack) -> BlockDevice:
+def _open(path: str | os.PathLike[str], write: bool, force_share: bool, stack: ExitStack) -> BlockDevice:
     from vdisk import formats
 
-    return stack.enter_context(formats.open(path, writable=write))
+    return stack.enter_context(formats.open(path, writable=write, force_share=force_share))
 
 
 def _read(path: str | os.PathLike[str] | None) -> bytes | None:
