@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,20 @@ def test_several_lines_may_name_parts_of_one_file(tmp_path: Path) -> None:
     )
     with formats.open(path) as disk:
         assert disk.read(0, disk.size) == data[60 * 512 :] + data[: 60 * 512]
+
+
+@pytest.mark.parametrize("accesses", [("RW", "RW"), ("RW", "RDONLY"), ("RDONLY", "RW")])
+def test_one_file_may_be_written_to_by_one_line_and_not_by_another(tmp_path: Path, accesses: tuple[str, str]) -> None:
+    (tmp_path / "whole.img").write_bytes(b"a" * 512 * 100)
+    first, second = accesses
+    path = write_descriptor(
+        tmp_path / "disk.vmdk", f'{first} 40 FLAT "whole.img" 60', f'{second} 60 FLAT "whole.img" 0'
+    )
+    with formats.open(path, writable=True) as disk:
+        for access, offset in ((first, 0), (second, 40 * 512)):
+            with pytest.raises(StorageError, match="is RDONLY") if access == "RDONLY" else nullcontext():
+                disk.write(offset, b"b")
+        assert disk.read(0, 1) + disk.read(40 * 512, 1) == b"".join(b"a" if a == "RDONLY" else b"b" for a in accesses)
 
 
 def test_names_in_other_encodings_are_found(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from vdisk.block.device import BlockDevice
@@ -113,6 +113,8 @@ def assemble(source: Source, gate: Gate, backing_for: BackingFor, *, writable: b
     if len(descriptor.extents) > MOST_EXTENTS:
         raise Unsupported(storage.name, "vmdk", f"disks of more than {MOST_EXTENTS} extents")
     own = None if layout is None or layout.capacity_sectors == 0 else _own_line(source)
+    # A file that any line writes to is held once, for writing, whichever line comes first.
+    written_names = {line.name for line in descriptor.extents if writable and line.access == "RW"}
     parts: list[Part] = []
     start = 0
     try:
@@ -128,7 +130,9 @@ def assemble(source: Source, gate: Gate, backing_for: BackingFor, *, writable: b
                 device = _sparse(storage, layout, backing_for(start, length), can_write)
                 used: Storage | None = storage
             else:
-                device, used = _open_extent(line, number, gate, source, start, backing_for, writable=writable)
+                device, used = _open_extent(
+                    line, number, gate, source, start, backing_for, writable=writable, written_names=written_names
+                )
             parts.append(Part(start, length, device, line, used))
             if device.size < length:
                 raise Corrupt(
@@ -168,6 +172,7 @@ def _open_extent(
     backing_for: BackingFor,
     *,
     writable: bool,
+    written_names: Set[str | None],
 ) -> tuple[BlockDevice, Storage | None]:
     length = line.sectors * SECTOR_BYTES
     what = f"extent {number + 1}"
@@ -178,7 +183,7 @@ def _open_extent(
         return ZeroExtent(source.storage.name, length, f"{what} is NOACCESS"), None
     assert line.name is not None
     can_write = writable and line.access == "RW"
-    storage = gate.open(what, line.name, writable=can_write)
+    storage = gate.open(what, line.name, writable=line.name in written_names)
     try:
         if line.type in ("SPARSE", "VMFSSPARSE"):
             is_cowd = storage.read(0, 4) == structs.COWD_MAGIC
