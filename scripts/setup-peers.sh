@@ -30,6 +30,7 @@ packages=(
     debootstrap       # the Debian disk
     e2fsprogs         # mkfs.ext4 -d, e2fsck
     xfsprogs          # mkfs.xfs -p
+    ntfs-3g           # mkntfs, and a driver to fill it
     lvm2              # pvcreate, lvcreate: a guest on a logical volume
     fdisk             # sfdisk
     chromium          # a browser that reports are looked at in

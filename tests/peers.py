@@ -51,6 +51,8 @@ _PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "losetup": "mount",
+    "mkntfs": "ntfs-3g",
+    "ntfs-3g": "ntfs-3g",
     "pvcreate": "lvm2",
     "vgcreate": "lvm2",
     "lvcreate": "lvm2",

@@ -339,7 +339,7 @@ def test_without_the_extra_it_says_what_it_could_tell(run: Run, disk: Path, monk
     ran = run("compat", disk, "--for", "kvm")
     assert ran.status == 0
     (line,) = [line for line in ran.out.splitlines() if "pip install" in line]
-    assert "pip install 'vdisk-toolkit[inspect]' makes vdisk tell its name, fstab, drivers, console" in line
+    assert "pip install 'vdisk-toolkit[inspect]' makes vdisk tell its name, drivers, fstab, console" in line
     image = json.loads(run("compat", disk, "--json").out)["image"]
     assert image["guest"] is None
     assert "vdisk-toolkit[inspect]" in image["guest-hint"]

@@ -14,6 +14,7 @@ import pytest
 import vdisk
 from tests import peers
 from tests.inspect.guests import START, Files, debian, disk_of, ext_disk, put, xfs_disk
+from tests.inspect.windows_guests import ntfs_disk, windows
 from vdisk.block.device import BlockDevice
 from vdisk.block.filters import Window
 from vdisk.errors import StorageError
@@ -25,6 +26,8 @@ from vdisk.inspect.guest_reader import DONE, REQUEST, Volume, is_available, read
 from vdisk.storage.memory import MemoryStorage
 
 FILES = debian("virtio_blk", "ahci", shipped=["net/nothing"])
+KINDS = {"ext4": "ext4", "xfs": "XFS", "ntfs": "NTFS"}
+"""Fixtures, and what `vdisk.inspect.filesystems` calls what is on them."""
 
 
 def guest_on(disk: BlockDevice, title: str = "partition 1") -> Guest:
@@ -54,6 +57,11 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return xfs_disk(tmp_path_factory.mktemp("xfs") / "disk.img", FILES)
+
+
+@pytest.fixture(scope="module")
+def ntfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ntfs_disk(tmp_path_factory.mktemp("ntfs") / "disk.img", windows())
 
 
 @pytest.mark.peer
@@ -129,20 +137,18 @@ def test_what_is_not_looked_into_is_named(ext4: Path) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs"])
 def test_a_cut_file_system_is_told(kind: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(kind)
-    for length in (2, 64, 300, 2048, 5 << 10):
+    for length in (2, 64, 300, 2048, 5 << 10):  # KiB
         with vdisk.open(path, format="raw") as disk:
-            guest = read_guest(
-                [Volume("partition 1", "XFS" if kind == "xfs" else kind, Window(disk, START, length << 10))]
-            )
+            guest = read_guest([Volume("partition 1", KINDS[kind], Window(disk, START, length << 10))])
         assert guest.problems or guest.os, length
         assert all(len(problem.splitlines()) == 1 for problem in guest.problems)
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs"])
 def test_flipped_bytes_are_told_or_harmless(kind: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(kind)
     chance, told = random.Random(kind), 0
@@ -152,7 +158,7 @@ def test_flipped_bytes_are_told_or_harmless(kind: str, request: pytest.FixtureRe
             for _ in range(chance.choice((1, 10, 100))):
                 disk.write(chance.choice(used) + chance.randrange(512), bytes([chance.randrange(256)]))
             window = Window(disk, START, disk.size - START)
-            guest = read_guest([Volume("partition 1", "XFS" if kind == "xfs" else kind, window)], seconds=20)
+            guest = read_guest([Volume("partition 1", KINDS[kind], window)], seconds=20)
         assert all(len(problem.splitlines()) == 1 for problem in guest.problems)
         assert not any("20 s" in problem for problem in guest.problems), "it hangs"
         told += bool(guest.problems)

@@ -51,8 +51,9 @@ def command(
     status is 0 if every target named by --for takes the image as it is, and, with --boot, none failed to boot it.
     Without IMAGE: the table of formats.
 
-    With the extra `inspect` installed, a Linux on the disk is looked into: the drivers that it starts with, its fstab,
-    boot entries, consoles, cloud-init.
+    With the extra `inspect` installed, the system on the disk is looked into. Of a Linux: the drivers that it starts
+    with, its fstab, boot entries, consoles, cloud-init. Of a Windows: the drivers that it starts with, whether it is
+    hibernated, its agents and tools.
 
     --boot imitates a hypervisor's chipset, disk controller, PCI ids and SMBIOS. It does not imitate its CPUID, its
     firmware, nor its own bus (VMBus, xenbus): the row names the driver that a guest needs there.

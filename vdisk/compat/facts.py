@@ -17,7 +17,7 @@ from vdisk.inspect.loaders import find_uefi_loader, is_esp
 from vdisk.inspect.partitions import Partition, PartitionTable, read_partitions
 
 _BIOS_LOADERS = ((b"GRUB", "GRUB"), (b"LILO", "LILO"), (b"isolinux", "ISOLINUX"), (b"SYSLINUX", "syslinux"))
-GUEST_HINT = f"not looked into: pip install '{EXTRA}' makes vdisk tell its name, fstab, drivers, console and cloud-init"
+GUEST_HINT = f"not looked into: pip install '{EXTRA}' makes vdisk tell its name, drivers, fstab, console, agents"
 
 
 @dataclass(slots=True)
@@ -48,9 +48,9 @@ class DiskFacts:
     geometry_bytes: int | None = None
     """VHD: length of the disk by its geometry."""
     guest: Guest | None = None
-    """The Linux in it; None where there is no place for one, or no reader (`guest_hint`)."""
+    """The system in it; None where there is no place for one, or no reader (`guest_hint`)."""
     guest_hint: str = ""
-    """What could be told of a Linux, and how, where its reader is not installed."""
+    """What could be told of a system, and how, where its reader is not installed."""
     unreadable: str = ""
     """Why the disk's contents were not looked at: encrypted, or a file behind the image is missing."""
 

@@ -1,41 +1,15 @@
-"""Holds the Linux inside a disk against a target: drivers, names of disks, consoles, cloud-init, architecture."""
+"""Holds the guest inside a disk against a target. Of a Linux: drivers, names of disks, consoles, cloud-init."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
+from vdisk.compat import windows_rules
 from vdisk.compat.catalogue import CATALOGUE
+from vdisk.compat.drivers import DRIVERS
 from vdisk.compat.model import Finding, Target
 from vdisk.inspect.guest import Guest, Kernel
-
-
-class Driver(NamedTuple):
-    """A Linux driver of disks."""
-
-    controller: str
-    """What its disks hang on, as a user chooses it."""
-    names: str
-    """How Linux calls its disks: "sd" for /dev/sda."""
-    needs: tuple[str, ...] = ()
-    """Modules without which it finds no disk, and which are loaded apart from it."""
-    bus: str = ""
-    """The hypervisor's own bus, where the controller is on one, which no machine of ours has."""
-
-
-DRIVERS = {
-    "virtio_blk": Driver("virtio-blk", "vd", ("virtio_pci",)),
-    "virtio_scsi": Driver("virtio-scsi", "sd", ("virtio_pci", "sd_mod")),
-    "ahci": Driver("SATA (AHCI)", "sd", ("sd_mod",)),
-    "ata_piix": Driver("IDE", "sd", ("sd_mod",)),
-    "mptspi": Driver("LSI Logic SCSI", "sd", ("sd_mod",)),
-    "vmw_pvscsi": Driver("paravirtual SCSI (PVSCSI)", "sd", ("sd_mod",)),
-    "nvme": Driver("NVMe", "nvme"),
-    "hv_storvsc": Driver("Hyper-V's storage", "sd", ("sd_mod",), "VMBus, Hyper-V's own"),
-    "xen-blkfront": Driver("Xen's block device", "xvd", (), "xenbus, Xen's own"),
-}
-"""Every driver that a `Target` names among its controllers."""
 
 _DEVICE = re.compile(
     r"/dev/(?:(?P<names>sd|hd|vd|xvd)[a-z]+\d*|(?P<nvme>nvme)\d+n\d+(?:p\d+)?|disk/by-(?:id|path)/[\w.:+-]+)"
@@ -84,7 +58,8 @@ def guest_findings(guest: Guest, target: Target) -> Iterator[Finding]:
     for what in guest.passed_over:
         yield Finding("note", f"not looked into: {what}", "what stands there is not known")
     if guest.root:
-        for rule in (_architecture, _drivers, _kernel_root, _fstab, _consoles, _cloud_init):
+        rules = windows_rules.RULES if guest.family == "windows" else _LINUX_RULES
+        for rule in (_architecture, *rules):
             for finding in rule(guest, target):
                 yield finding._replace(in_guest=bool(finding.fix))
 
@@ -100,6 +75,8 @@ def own_bus_notes(guest: Guest | None, target: Target) -> list[str]:
 
 
 def _whether(guest: Guest | None, name: str) -> str:
+    if guest is not None and guest.family == "windows":
+        return f"which starts with Windows{'' if windows_rules.has(guest, name) else ' not'}"
     kernel = _kernel(guest)
     if kernel is None:
         return "and whether its initramfs has it is not known"
@@ -311,6 +288,9 @@ def _cloud_init(guest: Guest, target: Target) -> Iterator[Finding]:
         yield Finding("note", "cloud-init is on it", why)
 
 
+_LINUX_RULES = (_drivers, _kernel_root, _fstab, _consoles, _cloud_init)
+
+
 def guest_rows(guest: Guest | None, hint: str) -> Iterable[tuple[str, str]]:
     """(what, in words) of a guest, for people."""
     if hint:
@@ -318,25 +298,30 @@ def guest_rows(guest: Guest | None, hint: str) -> Iterable[tuple[str, str]]:
     if guest is None:
         return
     if guest.root:
-        known = ", ".join(word for word in (guest.os or "Linux of an unknown name", guest.architecture) if word)
-        yield "system:", f"{known}, on {guest.root}"
-        for kernel in guest.kernels:
-            if kernel.problem:
-                said = f"its initramfs could not be read: {kernel.problem}"
-            elif not kernel.initramfs:
-                said = "no initramfs found"
-            else:
-                said = f"starts with {' '.join(kernel.modules) or 'no driver of disks'}"
-            yield "kernel:", f"{kernel.version}: {said}"
-        if guest.fstab:
-            yield "fstab:", ", ".join(f"{mount.device} on {mount.point}" for mount in guest.fstab)
-        if guest.has_boot_entries:
-            grub = f"; GRUB on {' '.join(guest.grub_terminals)}" if guest.grub_terminals else ""
-            yield "console:", f"{' '.join(guest.consoles) or 'the default'}{grub}"
-        yield "cloud-init:", "yes" if "cloud-init" in guest.agents else "no"
+        name = guest.os or f"{guest.family.title()} of an unknown name"
+        known = (name, guest.build and f"build {guest.build}", guest.architecture)
+        yield "system:", ", ".join(word for word in known if word) + f", on {guest.root}"
+        yield from windows_rules.rows(guest) if guest.family == "windows" else _linux_rows(guest)
     else:
-        yield "system:", "no Linux was found"
+        yield "system:", "neither Linux nor Windows was found"
     for what in guest.passed_over:
         yield "", f"not looked into: {what}"
     for problem in guest.problems:
         yield "", problem
+
+
+def _linux_rows(guest: Guest) -> Iterator[tuple[str, str]]:
+    for kernel in guest.kernels:
+        if kernel.problem:
+            said = f"its initramfs could not be read: {kernel.problem}"
+        elif not kernel.initramfs:
+            said = "no initramfs found"
+        else:
+            said = f"starts with {' '.join(kernel.modules) or 'no driver of disks'}"
+        yield "kernel:", f"{kernel.version}: {said}"
+    if guest.fstab:
+        yield "fstab:", ", ".join(f"{mount.device} on {mount.point}" for mount in guest.fstab)
+    if guest.has_boot_entries:
+        grub = f"; GRUB on {' '.join(guest.grub_terminals)}" if guest.grub_terminals else ""
+        yield "console:", f"{' '.join(guest.consoles) or 'the default'}{grub}"
+    yield "cloud-init:", "yes" if "cloud-init" in guest.agents else "no"

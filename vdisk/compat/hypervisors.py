@@ -123,7 +123,7 @@ HYPERVISORS: tuple[Target, ...] = (
         ),
         Recipe("vmdk", (("subformat", "monolithicSparse"), ("adapter_type", "lsilogic"))),
         largest_bytes=62 * TIB,
-        controllers=("mptspi", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
+        controllers=("mptspi", "mptsas", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
         profile="vmware",
     ),
     Target(
@@ -136,7 +136,7 @@ HYPERVISORS: tuple[Target, ...] = (
         ),
         Recipe("vmdk", (("subformat", "monolithicSparse"), ("adapter_type", "lsilogic"))),
         largest_bytes=8 * TIB,
-        controllers=("mptspi", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
+        controllers=("mptspi", "mptsas", "vmw_pvscsi", "ahci", "ata_piix", "nvme"),
         profile="vmware",
     ),
     Target(
@@ -157,7 +157,7 @@ HYPERVISORS: tuple[Target, ...] = (
         ),
         Recipe("vmdk", (("subformat", "vmfs"), ("adapter_type", "lsilogic"))),
         largest_bytes=62 * TIB,
-        controllers=("mptspi", "vmw_pvscsi", "ahci", "nvme"),
+        controllers=("mptspi", "mptsas", "vmw_pvscsi", "ahci", "nvme"),
         profile="vmware",
         note="vmfs is a descriptor and a flat file beside it; take both",
     ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vdisk.compat import TARGETS
 from vdisk.compat.catalogue import CATALOGUE
+from vdisk.compat.drivers import DRIVERS
 from vdisk.compat.hypervisors import HYPERVISORS
 from vdisk.compat.table import GRADES, MODES, claim, differences_of, is_listed, limits_of, manner_of
 
@@ -28,7 +29,14 @@ def _lines() -> Iterator[str]:
     yield "*Disk drivers* are Linux's, any one of which finds the disk there; the first is that of the usual"
     yield "controller. With the extra `inspect` (`pip install 'vdisk-toolkit[inspect]'`) they are held against the"
     yield "initramfs of the newest kernel on it, and its fstab, boot entries, console, cloud-init and architecture"
-    yield "are held against the target."
+    yield "are held against the target. Of a Windows, the services that do the same must start with the boot loader:"
+    yield ""
+    for name, driver in DRIVERS.items():
+        services = " or ".join(" and ".join(f"`{service}`" for service in one) for one in driver.windows)
+        yield f"- {driver.controller}: {name}; Windows: {services}"
+    yield ""
+    yield "A Linux kernel built with the driver of Hyper-V's or Xen's own bus leaves the emulated IDE disk alone"
+    yield "there, whether its initramfs has that driver or not."
     yield ""
     yield "## Where the two differ"
     yield ""

@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-from vdisk.inspect.tree import Entry, FileSystem
+from vdisk.inspect.tree import Entry, FileSystem, Tree
 
 _MOST_FILES = 2000
 """GRUB's modules are some three hundred."""
 _DEEPEST = 4
 _MOST_EXTENTS = 1024
 _LONGEST_PATH = 4096
+_WINDOWS = (
+    "/bootmgr", "/Boot/BCD", "/ntldr", "/boot.ini", "/hiberfil.sys", "/pagefile.sys", "/Windows/System32/winload.exe",
+    "/Windows/System32/winload.efi", "/Windows/System32/winresume.exe", "/Windows/System32/ntoskrnl.exe",
+    "/Windows/System32/hal.dll", "/Windows/System32/config/SYSTEM", "/Windows/System32/config/SOFTWARE",
+    "/Windows/System32/smss.exe", "/Windows/System32/csrss.exe", "/Windows/System32/winlogon.exe",
+)  # fmt: skip
+_WINDOWS_DRIVERS = "/Windows/System32/drivers"
 
 
 class MappedFileSystem(FileSystem, Protocol):
@@ -55,6 +62,18 @@ def boot_files(volume: MappedFileSystem) -> list[BootFile]:
     return [
         BootFile(path, list(itertools.islice(volume.extents(file), _MOST_EXTENTS)))
         for path, file in itertools.islice(walk, _MOST_FILES)
+    ]
+
+
+def windows_boot_files(volume: MappedFileSystem) -> list[BootFile]:
+    """The files by which Windows starts: its loader's, the kernel, the registry and the drivers."""
+    tree = Tree({"/": volume})
+    paths = [*_WINDOWS, *(f"{_WINDOWS_DRIVERS}/{name}" for name in tree.names(_WINDOWS_DRIVERS))]
+    found = ((path, tree.find(path)) for path in paths)
+    return [
+        BootFile(path, list(itertools.islice(volume.extents(file), _MOST_EXTENTS)))
+        for path, file in found
+        if file is not None and file.kind == "file"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a Linux guest's files say of where it can run, as plain data."""
+"""What the files of a guest, Linux or Windows, say of where it can run, as plain data."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ class Kernel:
 
 @dataclass(slots=True)
 class Guest:
-    """The Linux on a disk."""
+    """The system on a disk."""
 
     root: str = ""
     """Where its root file system was found: "partition 1 (ext4)"; "" for none, and then there is nothing else."""
+    family: str = ""
+    """"linux" or "windows"."""
     os: str = ""
     os_id: str = ""
     os_like: list[str] = field(default_factory=list)
@@ -62,7 +64,17 @@ class Guest:
     tools: list[str] = field(default_factory=list)
     """Of `TOOLS`, those that the guest has."""
     agents: list[str] = field(default_factory=list)
-    """Of `AGENTS`, those that the guest has."""
+    """Of `AGENTS`, or of `WINDOWS_AGENTS`, those that the guest has."""
+    build: str = ""
+    """Windows' own number: "20348"."""
+    boot_drivers: list[str] = field(default_factory=list)
+    """Of `WINDOWS_DRIVERS`, those that start with Windows: there when it looks for its disk."""
+    other_drivers: list[str] = field(default_factory=list)
+    """Of `WINDOWS_DRIVERS`, those that it has and that start later, or never."""
+    is_hibernated: bool = False
+    """Whether Windows is to go on from hiberfil.sys."""
+    is_unwritten: bool = False
+    """Whether a part of Windows' registry stands in its log alone."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, and why."""
     passed_over: list[str] = field(default_factory=list)
@@ -102,6 +114,24 @@ AGENTS = {
     "google-guest-agent": "/usr/bin/google_guest_agent",
 }
 """What takes a cloud's settings at the first start, and where it is."""
+WINDOWS_DRIVERS = frozenset(
+    (
+        "viostor", "vioscsi", "storahci", "msahci", "stornvme", "intelide", "pciide", "atapi", "LSI_SCSI", "LSI_SAS",
+        "pvscsi", "storvsc", "vmbus", "xenvbd", "xenbus",
+    )
+)  # fmt: skip
+"""Services of Windows that find disks."""
+WINDOWS_AGENTS = {
+    "cloudbase-init": "cloudbase-init",
+    "WindowsAzureGuestAgent": "waagent",
+    "GCEAgent": "google-guest-agent",
+    "Amazon EC2Launch": "ec2launch",
+    "QEMU-GA": "qemu-ga",
+    "VMTools": "VMware Tools",
+    "VBoxService": "VirtualBox Guest Additions",
+    "xenagent": "Xen guest agent",
+}
+"""Services of Windows that take a cloud's settings or speak with a hypervisor, and what they are called here."""
 
 
 def _load(kind: type[Any], data: Any) -> Any:

@@ -13,11 +13,11 @@ import lz4.block  # noqa: F401
 import zstandard  # noqa: F401
 
 from vdisk.block.file import PositionedFile
-from vdisk.inspect.boot_files import boot_files
+from vdisk.inspect.boot_files import boot_files, windows_boot_files
 from vdisk.inspect.filesystems import HEAD_BYTES, recognise_head
 from vdisk.inspect.guest import Guest
 from vdisk.inspect.guest_reader import BOOT_FILES, DONE, LONGEST_READ_BYTES, PASSED_OVER, REQUEST
-from vdisk.inspect.readers import KINDS, Volume, logical_volumes
+from vdisk.inspect.readers import KINDS, logical_volumes, open_volume
 from vdisk.inspect.survey import Mounted, survey
 from vdisk.inspect.tree import Unreadable
 
@@ -84,7 +84,9 @@ def main() -> None:
 def _boot_files(volume: dict[str, Any]) -> list[dict[str, Any]]:
     """None where the volume cannot be read."""
     try:
-        return [asdict(one) for one in boot_files(Volume(volume["kind"], RemoteFile(0, volume["size"])))]
+        system = open_volume(volume["kind"], RemoteFile(0, volume["size"]))
+        find = windows_boot_files if volume["kind"] == "NTFS" else boot_files
+        return [asdict(one) for one in find(system)]
     except Unreadable:
         return []
 
@@ -100,7 +102,7 @@ def _guest(volumes: list[dict[str, Any]]) -> Guest:
             if kind == "LVM":
                 _mount_logical(title, file, mounted, guest)
             else:
-                mounted.append(Mounted(f"{title} ({kind})", Volume(kind, file)))
+                mounted.append(Mounted(f"{title} ({kind})", open_volume(kind, file)))
         except Unreadable as error:
             guest.problems.append(f"{title} ({kind}): could not be read: {error}")
     survey(mounted, guest)
@@ -114,7 +116,7 @@ def _mount_logical(title: str, file: RemoteFile, mounted: list[Mounted], guest: 
         try:
             kind = recognise_head(volume.read_at(0, HEAD_BYTES)).kind
             if kind in KINDS:
-                mounted.append(Mounted(f"{name} ({kind})", Volume(kind, volume)))
+                mounted.append(Mounted(f"{name} ({kind})", open_volume(kind, volume)))
             elif kind in PASSED_OVER:
                 guest.passed_over.append(f"{name}: {kind}")
         except Unreadable as error:

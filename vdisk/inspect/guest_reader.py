@@ -1,10 +1,10 @@
-"""Looks into the Linux guest of a disk, in a process of its own.
+"""Looks into the guest of a disk, Linux or Windows, in a process of its own.
 
-The libraries that read ext, XFS and LVM are written in C, and an image may be made to crash them or keep them busy.
-So they run in a child, `vdisk.inspect.guest_process`, that has no file of the host: it asks for the disk's bytes over
-a pipe, and gets them from here. It has a set memory and processor time, and is ended when it takes too long. What it
-says is checked as little trusted. A crash becomes a line among the guest's problems. It is no prison: code that took
-over the child would have the rights of the user.
+The libraries that read ext, XFS, NTFS, LVM and the registry are written in C, and an image may be made to crash them
+or keep them busy. So they run in a child, `vdisk.inspect.guest_process`, that has no file of the host: it asks for the
+disk's bytes over a pipe, and gets them from here. It has a set memory and processor time, and is ended when it takes
+too long. What it says is checked as little trusted. A crash becomes a line among the guest's problems. It is no prison:
+code that took over the child would have the rights of the user.
 
 The conversation, on the child's standard input and output: we send what is wanted and the volumes, as one line of
 JSON; it sends requests (`REQUEST`: a volume's number, offset, length) and gets that many bytes each, or nothing more
@@ -31,12 +31,12 @@ from vdisk.inspect.boot_files import BootFile
 from vdisk.inspect.guest import Guest
 
 EXTRA = "vdisk-toolkit[inspect]"
-READ = ("ext2", "ext3", "ext4", "XFS", "LVM")
+READ = ("ext2", "ext3", "ext4", "XFS", "NTFS", "LVM")
 """What is looked into, by the names of `vdisk.inspect.filesystems`."""
-_MAPPED = ("ext2", "ext3", "ext4")
+_MAPPED = ("ext2", "ext3", "ext4", "NTFS")
 """Where extents are told. libfsxfs (20260901) gives wrong places of files outside of the first allocation group."""
-PASSED_OVER = ("Btrfs", "Bcachefs", "F2FS", "LUKS", "Linux RAID")
-"""Where a Linux may be too, and is not looked for."""
+PASSED_OVER = ("Btrfs", "Bcachefs", "F2FS", "LUKS", "Linux RAID", "BitLocker", "ReFS")
+"""Where a system may be too, and is not looked for."""
 
 GUEST, BOOT_FILES = "guest", "boot files"
 """What the child can be asked for."""
@@ -48,7 +48,7 @@ _MOST_READ_BYTES = 4 << 30
 """In all: an initramfs, and tables on the way to it, read more than once at worst."""
 SECONDS = 60.0
 """After so long the child is ended; a Debian disk takes less than one."""
-_LIBRARIES = ("pyfsext", "pyfsxfs", "pyvslvm", "lz4")
+_LIBRARIES = ("pyfsext", "pyfsxfs", "pyfsntfs", "pyregf", "pyvslvm", "lz4")
 
 
 Answer = TypeVar("Answer")
@@ -70,7 +70,7 @@ def is_available() -> bool:
 
 
 def read_guest(volumes: Sequence[Volume], *, seconds: float = SECONDS) -> Guest:
-    """The Linux on some volumes. What cannot be read, whatever the reason, is told in its `problems`."""
+    """The system on some volumes. What cannot be read, whatever the reason, is told in its `problems`."""
     wanted = [volume for volume in volumes if volume.kind in READ]
     guest = Guest()
     if wanted:

@@ -1,4 +1,4 @@
-"""Reads a Linux guest's files: which system, what it mounts, which drivers it starts with, where its console is."""
+"""Finds a guest's root, and reads a Linux guest's files: what it mounts, which drivers it starts with, its console."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from vdisk.inspect import initramfs
+from vdisk.inspect import initramfs, windows
 from vdisk.inspect.guest import AGENTS, DRIVERS, TOOLS, Guest, Kernel, Mount
 from vdisk.inspect.tree import FileSystem, Tree, Unreadable
 
@@ -49,19 +49,16 @@ def survey(volumes: Sequence[Mounted], guest: Guest) -> None:
     guest.root = root.title
     guest.passed_over += [f"{one.title}: another system" for one in others]
     mounts = {"/": root.system}
-    with _told(guest, "/boot"):
-        if not _kernels_in(Tree(mounts)):
-            boots = _those([one for one in volumes if one not in roots], guest, _is_boot)
-            if boots:
-                mounts["/boot"] = boots[0].system
+    is_windows = Tree(mounts).exists(windows.SYSTEM)
+    guest.family = "windows" if is_windows else "linux"
+    if not is_windows:
+        with _told(guest, "/boot"):
+            if not _kernels_in(Tree(mounts)):
+                boots = _those([one for one in volumes if one not in roots], guest, _is_boot)
+                if boots:
+                    mounts["/boot"] = boots[0].system
     tree = Tree(mounts)
-    for what, look in (
-        ("os-release", _look_at_release),
-        ("/etc/fstab", _look_at_fstab),
-        ("programs", _look_at_programs),
-        ("the boot loader's entries", _look_at_boot_entries),
-        ("kernels", _look_at_kernels),
-    ):
+    for what, look in _WINDOWS if is_windows else _LINUX:
         with _told(guest, what):
             look(tree, guest)
 
@@ -86,7 +83,7 @@ def _those(volumes: Sequence[Mounted], guest: Guest, test: Callable[[FileSystem]
 
 def _is_root(system: FileSystem) -> bool:
     tree = Tree({"/": system})
-    return any(tree.exists(path) for path in ("/etc/os-release", "/usr/lib/os-release", "/etc/fstab"))
+    return any(tree.exists(path) for path in ("/etc/os-release", "/usr/lib/os-release", "/etc/fstab", windows.SYSTEM))
 
 
 def _is_boot(system: FileSystem) -> bool:
@@ -211,3 +208,17 @@ def _modules(paths: Sequence[str] | Iterator[str]) -> Iterator[str]:
         match = _MODULE.match(posixpath.basename(path))
         if match and (name := match["name"].replace("-", "_")) in DRIVERS:
             yield name
+
+
+_LINUX = (
+    ("os-release", _look_at_release),
+    ("/etc/fstab", _look_at_fstab),
+    ("programs", _look_at_programs),
+    ("the boot loader's entries", _look_at_boot_entries),
+    ("kernels", _look_at_kernels),
+)
+_WINDOWS = (
+    ("the registry's SOFTWARE", windows.look_at_version),
+    ("the registry's SYSTEM", windows.look_at_services),
+    ("hiberfil.sys", windows.look_at_hibernation),
+)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+from vdisk.block.file import PositionedFile
 
 _MOST_LINKS = 40
 """As Linux has it (path_resolution(7))."""
@@ -86,6 +88,11 @@ class Tree:
         found = self._find(path)
         return iter(()) if found is None or found[1].kind != "file" else _chunks(*found, most_bytes)
 
+    def open(self, path: str) -> GuestFile | None:
+        """A file to be read anywhere; None where there is no such file."""
+        found = self._find(path)
+        return None if found is None or found[1].kind != "file" else GuestFile(*found)
+
     def _find(self, path: str) -> tuple[FileSystem, Entry] | None:
         """Walks a path from the root: a stack of folders, so that ".." never leads out of the guest."""
         top = self._mounts["/"]
@@ -118,6 +125,35 @@ class Tree:
                 continue
             stack.append((here, system, entry))
         return stack[-1][1:]
+
+
+class GuestFile(PositionedFile):
+    """A file of a guest; its last chunk is kept, since libraries read a few bytes at a time."""
+
+    def __init__(self, system: FileSystem, entry: Entry) -> None:
+        super().__init__()
+        self._system, self._entry = system, entry
+        self._chunk_number, self._chunk = -1, b""
+
+    @property
+    def length(self) -> int:
+        return self._entry.size
+
+    def get_size(self) -> int:
+        """libyal asks for this."""
+        return self._entry.size
+
+    def readinto(self, buffer: Any, /) -> int:
+        number, inside = divmod(self._position, _CHUNK_BYTES)
+        if number != self._chunk_number:
+            first = number * _CHUNK_BYTES
+            length = max(0, min(_CHUNK_BYTES, self.length - first))
+            self._chunk = self._system.read(self._entry, first, length) if length else b""
+            self._chunk_number = number
+        data = self._chunk[inside : inside + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def _parts(path: str) -> list[str]:
