@@ -24,7 +24,8 @@ packages=(
     grub-rescue-pc    # an ISO whose GRUB menu the hypervisor must reach
     memtest86+        # a long-running guest
     ipxe              # a boot sector with a network loader
-    syslinux          # a boot loader, and memdisk, which boots a disk held in memory
+    syslinux          # a boot loader
+    syslinux-common   # its first sector; and memdisk, which boots a disk held in memory
     mtools            # what syslinux installs itself with
     acpica-tools      # iasl, which reads the firmware's ACPI tables
     debootstrap       # the Debian disk

@@ -45,6 +45,7 @@ PACKAGES = (
     "grub-rescue-pc",
     "ipxe",
     "syslinux",
+    "syslinux-common",
     "mtools",
     "fdisk",
 )
