@@ -76,6 +76,10 @@ def test_a_driver_that_setup_put_out_of_service_is_called_back() -> None:
     found = only(guest("storahci", other=("stornvme", "vioscsi", "viostor")), "kvm", "warning")
     key = r"HKLM\SYSTEM\CurrentControlSet\Services\viostor"
     assert found.fix == rf"reg add {key} /v Start /t REG_DWORD /d 0 /f & reg delete {key}\StartOverride /f"
+    # With none that starts, one that it has is better than one to be installed.
+    found = only(guest("LSI_SAS", other=("storahci",)), "kvm", "error")
+    assert r"Services\storahci /v Start" in found.fix
+    assert "choose SATA (AHCI) there, whose driver it has" in found.why
     # Of two that serve, that which it has.
     found = only(guest("LSI_SAS", other=("msahci",)), "parallels", "error")
     assert "msahci /v Start" in found.fix
@@ -139,7 +143,7 @@ def test_the_command_tells_of_a_windows(run: Run, tmp_path: Path) -> None:
         "Windows Server 2022 Standard, build 20348, x86_64, on partition 1 (NTFS)",
         "starts with LSI_SAS; has storahci",
         "INACCESSIBLE_BOOT_DEVICE",
-        "in the guest: E:\\virtio-win-guest-tools.exe /install",
+        r"in the guest: reg add HKLM\SYSTEM\CurrentControlSet\Services\storahci /v Start /t REG_DWORD /d 0 /f",
     ):
         assert words in ran.out
     found = json.loads(run("compat", disk, "--for", "kvm", "--json").out)

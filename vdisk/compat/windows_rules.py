@@ -41,12 +41,18 @@ def _drivers(guest: Guest, target: Target) -> Iterator[Finding]:
     if default in usable:
         return
     what = f"Windows does not start with a driver for {DRIVERS[default].controller} ({_services(default)})"
-    fix, then = _fix(guest, default)
     if not usable:
         known = ", ".join(f"{_services(name)} ({DRIVERS[name].controller})" for name in target.controllers)
         what = f"Windows starts with no driver for the disk there: {known}"
+        # What it has and does not use is called back at once; only then is another to be installed.
+        best = next((name for name in target.controllers if _lacking(guest, name) is not None), default)
+        fix, then = _fix(guest, best)
+        if best != default:
+            then = f"; choose {DRIVERS[best].controller} there, whose driver it has"
         yield Finding("error", what, f"{_STOP} at {target.title}{then}", fix)
-    elif DRIVERS[default].bus:
+        return
+    fix, then = _fix(guest, default)
+    if DRIVERS[default].bus:
         why = f"at {target.title} it finds the emulated {DRIVERS[usable[0]].controller} disk, which is slow"
         yield Finding("note", what, why, fix)
     else:
@@ -59,21 +65,24 @@ def _services(name: str) -> str:
     return " or ".join(" and ".join(services) for services in DRIVERS[name].windows)
 
 
+def _lacking(guest: Guest, name: str) -> list[str] | None:
+    """Of a set of services that Windows has whole, those that do not start with it; None where it has no set whole."""
+    there = {*guest.boot_drivers, *guest.other_drivers}
+    whole = [services for services in DRIVERS[name].windows if set(services) <= there]
+    return [one for one in whole[0] if one not in guest.boot_drivers] if whole else None
+
+
 def _fix(guest: Guest, name: str) -> tuple[str, str]:
     """The command that lets a driver start with Windows or installs it, and what is to be done after it."""
-    # Of several that serve, the one of which Windows has everything.
-    there = {*guest.boot_drivers, *guest.other_drivers}
-    for services in DRIVERS[name].windows:
-        if set(services) <= there:
-            lacking = [one for one in services if one not in guest.boot_drivers]
-            commands = [rf"reg add {_SERVICES}\{one} /v Start /t REG_DWORD /d 0 /f" for one in lacking]
-            commands += [rf"reg delete {_SERVICES}\{one}\StartOverride /f" for one in lacking]
-            return " & ".join(commands), ""
-    for services in DRIVERS[name].windows:
-        for service in services:
-            if service in _INSTALLERS:
-                then = f"; after the installation, start it once with a second disk on {DRIVERS[name].controller}"
-                return _INSTALLERS[service], then
+    lacking = _lacking(guest, name)
+    if lacking is not None:
+        commands = [rf"reg add {_SERVICES}\{one} /v Start /t REG_DWORD /d 0 /f" for one in lacking]
+        commands += [rf"reg delete {_SERVICES}\{one}\StartOverride /f" for one in lacking]
+        return " & ".join(commands), ""
+    for service in (one for services in DRIVERS[name].windows for one in services):
+        if service in _INSTALLERS:
+            then = f"; after the installation, start it once with a second disk on {DRIVERS[name].controller}"
+            return _INSTALLERS[service], then
     return "", ""
 
 
