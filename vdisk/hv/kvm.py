@@ -110,6 +110,12 @@ class Segment(ctypes.Structure):
         self.base = selector << 4
         self.limit = 0xFFFF
 
+    def load_flat(self, selector: int, *, is_code: bool) -> None:
+        """Make it a 32-bit segment of the whole 4 GiB, for the kernel's privilege."""
+        self.base, self.limit, self.selector = 0, 0xFFFFFFFF, selector
+        self.type = 11 if is_code else 3  # execute and read, or read and write; accessed
+        self.present, self.dpl, self.db, self.s, self.l, self.g, self.unusable = 1, 0, 1, 1, 0, 1, 0
+
 
 class DescriptorTable(ctypes.Structure):
     """GDTR or IDTR."""

@@ -21,7 +21,7 @@ _CODE = b"\x49\x75\xfd\xf4"  # again: dec ecx; jnz again; hlt
 _CODE_AT, _MEMORY_BYTES = 0, 4096
 _FIRST_ROUNDS, _MOST_ROUNDS = 20_000, 1 << 30
 _LONG_ENOUGH_SECONDS = 0.05
-_CODE_SEGMENT_TYPE, _DATA_SEGMENT_TYPE = 11, 3
+_SELECTOR = 8
 _PROTECTED = 1
 
 
@@ -55,11 +55,9 @@ def instructions_per_second() -> float:
 
 def _count_down(vcpu: kvm.Vcpu) -> float:
     sregs = vcpu.get_sregs()
-    for name in ("cs", "ds", "es", "ss"):
-        segment = getattr(sregs, name)
-        segment.base, segment.limit, segment.selector = 0, 0xFFFFFFFF, 8
-        segment.type = _CODE_SEGMENT_TYPE if name == "cs" else _DATA_SEGMENT_TYPE
-        segment.present = segment.s = segment.db = segment.g = 1
+    sregs.cs.load_flat(_SELECTOR, is_code=True)
+    for segment in (sregs.ds, sregs.es, sregs.ss):
+        segment.load_flat(_SELECTOR, is_code=False)
     sregs.cr0 |= _PROTECTED
     vcpu.set_sregs(sregs)
     rounds = _FIRST_ROUNDS

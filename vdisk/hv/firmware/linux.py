@@ -129,13 +129,9 @@ def _enter_protected_mode(vcpu: kvm.Vcpu) -> None:
     sregs = vcpu.get_sregs()
     sregs.gdt.base, sregs.gdt.limit = _GDT, 31
     sregs.idt.base, sregs.idt.limit = 0, 0
-    flat = {"base": 0, "limit": 0xFFFFFFFF, "present": 1, "dpl": 0, "db": 1, "s": 1, "l": 0, "g": 1, "unusable": 0}
-    for name in ("cs", "ds", "es", "fs", "gs", "ss"):
-        segment = getattr(sregs, name)
-        for key, value in flat.items():
-            setattr(segment, key, value)
-        segment.selector = _CODE_SELECTOR if name == "cs" else _DATA_SELECTOR
-        segment.type = 11 if name == "cs" else 3
+    sregs.cs.load_flat(_CODE_SELECTOR, is_code=True)
+    for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+        segment.load_flat(_DATA_SELECTOR, is_code=False)
     sregs.cr0 |= 1
     vcpu.set_sregs(sregs)
     vcpu.set_regs(kvm.Regs(rip=layout.EXTENDED_RAM, rsi=_BOOT_PARAMS, rflags=2))
