@@ -11,9 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from tests.crash import SECTOR_BYTES
 from tests.torture.processes import Prelude, Run, Stage, run_forked
 from tests.torture.scenario import Scenario
 from tests.torture.scenarios import scenarios
+from tests.torture.tally import Tally
 
 _READS = {"pread", "preadv"}
 _STORES = {"pwrite", "copy_file_range", "fallocate"}
@@ -147,24 +146,6 @@ def prelude_of(fault: Fault, number: int | None) -> Prelude:
         return lambda: failing.count
 
     return begin
-
-
-@dataclass
-class Tally:
-    """What a walk through the calls came to."""
-
-    runs: Counter[str] = field(default_factory=Counter)
-    """By fault."""
-    ends: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Runs in all."""
-        return sum(self.runs.values())
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in self.runs.items())
 
 
 def walk(format: str, most: int, seed: int, root: Path, *, only: str = "", sample: int | None = None) -> Tally:

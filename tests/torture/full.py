@@ -11,9 +11,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.torture.faults import Tally, judge_refusal
+from tests.torture.faults import judge_refusal
 from tests.torture.processes import Stage, run_forked
 from tests.torture.scenarios import scenarios
+from tests.torture.tally import Tally
 
 _SIZE_BYTES = 64 << 20
 _FREE_BYTES = (0, 4 << 10, 32 << 10, 128 << 10, 512 << 10)

@@ -6,13 +6,13 @@ import random
 import shutil
 import signal
 import statistics
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.torture.processes import OUTSIDE_STATUS, Stage, run_forked
 from tests.torture.scenario import Scenario
 from tests.torture.scenarios import qemu_finds_it_sound, scenarios
+from tests.torture.tally import Tally
 
 _REHEARSALS = 2
 _JUDGED_BY_QEMU = 5
@@ -20,25 +20,15 @@ _JUDGED_BY_QEMU = 5
 
 
 @dataclass
-class Tally:
-    """What a run of kills came to."""
+class KillTally(Tally):
+    """Of kills by scenario; of those that came too late, and of files that qemu-img judged too."""
 
-    kills: Counter[str] = field(default_factory=Counter)
-    """By scenario."""
-    ends: Counter[str] = field(default_factory=Counter)
-    """What was found afterwards, by scenario."""
     finished: int = 0
     """Runs that were done before the signal came."""
     by_qemu: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Kills in all."""
-        return sum(self.kills.values())
 
     def __str__(self) -> str:
-        text = f"{len(self.kills)} operations, {self.finished} runs were done before"
+        text = f"{len(self.runs)} operations, {self.finished} runs were done before"
         return text + (f", {self.by_qemu} files judged by qemu-img too" if self.by_qemu else "")
 
 
@@ -75,9 +65,9 @@ class Cast:
         return self._rehearsed[number]
 
 
-def kill(format: str, count: int, seed: int, root: Path, *, only: str = "", sample: int | None = None) -> Tally:
+def kill(format: str, count: int, seed: int, root: Path, *, only: str = "", sample: int | None = None) -> KillTally:
     """Kill the operations of a format `count` times (or `sample` times), each as often as the others."""
-    tally = Tally()
+    tally = KillTally()
     maker = random.Random(f"{seed}/{format}")
     cast = Cast(format, maker, root, only, commands_only=False)
     has_qemu = shutil.which("qemu-img") is not None
@@ -92,7 +82,7 @@ def kill(format: str, count: int, seed: int, root: Path, *, only: str = "", samp
         if run.status == 0:
             tally.finished += 1
         else:
-            tally.kills[scenario.name] += 1
+            tally.runs[scenario.name] += 1
         label = f"{scenario}, kill {number} of seed {seed} after {delay * 1000:.2f} ms"
         try:
             if run.status not in (0, -signal.SIGKILL):
@@ -108,9 +98,11 @@ def kill(format: str, count: int, seed: int, root: Path, *, only: str = "", samp
     return tally
 
 
-def ask_to_end(format: str, count: int, seed: int, root: Path, *, only: str = "", sample: int | None = None) -> Tally:
+def ask_to_end(
+    format: str, count: int, seed: int, root: Path, *, only: str = "", sample: int | None = None
+) -> KillTally:
     """SIGINT and SIGTERM at random moments: one line, status 128 and the signal's number, nothing left behind."""
-    tally = Tally()
+    tally = KillTally()
     maker = random.Random(f"{seed}/{format}/signals")
     cast = Cast(format, maker, root, only, commands_only=True)
     number = 0
@@ -127,7 +119,7 @@ def ask_to_end(format: str, count: int, seed: int, root: Path, *, only: str = ""
             if run.status in (0, -which) or (run.status == OUTSIDE_STATUS and not run.said):
                 tally.finished += 1  # done before it came, or not yet begun
             else:
-                tally.kills[scenario.name] += 1
+                tally.runs[scenario.name] += 1
             if run.status not in (0, -which, 128 + which, OUTSIDE_STATUS) or run.said.strip() not in (
                 "",
                 "vdisk: interrupted",

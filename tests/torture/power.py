@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conformance.image import lay_out
 from tests.crash import CrashRig
 from tests.torture.shapes import SHAPES, Shape, content_of
+from tests.torture.tally import Tally
 from vdisk import formats
 from vdisk.block.device import BlockDevice
 from vdisk.storage.base import Storage
@@ -18,24 +17,6 @@ from vdisk.storage.base import Storage
 _CHANGES = 30
 _STATES_A_RUN = 150
 _OF_MANY_FILES = ("vmdk-split", "vmdk-flat", "vmdk-cowd")
-
-
-@dataclass
-class Tally:
-    """What the replays came to."""
-
-    states: Counter[str] = field(default_factory=Counter)
-    """By variant."""
-    ends: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """States in all."""
-        return sum(self.states.values())
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} of {name}" for name, count in self.states.items())
 
 
 def lose(format: str, count: int, seed: int, root: Path, *, only: str = "", sample: int | None = None) -> Tally:
@@ -49,9 +30,9 @@ def lose(format: str, count: int, seed: int, root: Path, *, only: str = "", samp
             if tally.count >= (sample or count):
                 return tally
             try:
-                tally.states[shape.name] += _lose_once(shape, number, root)
+                tally.runs[f"of {shape.name}"] += _lose_once(shape, number, root)
             except AssertionError as error:
-                tally.states[shape.name] += 1
+                tally.runs[f"of {shape.name}"] += 1
                 tally.failures.append(f"{shape.name}, seed {number}: {error}")
     raise AssertionError("unreachable")
 
