@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
+from tests.compat.test_guest_rules import findings
 from tests.inspect.windows_guests import ntfs_disk, windows
 from vdisk.compat import TARGETS, find_target
 from vdisk.compat.drivers import DRIVERS
@@ -33,10 +34,6 @@ def guest(*boot: str, other: tuple[str, ...] = (), **changes: Any) -> Guest:
         agents=list(AGENTS),
     )
     return replace(whole, **changes)
-
-
-def findings(of: Guest, name: str, level: str = "") -> list[Finding]:
-    return [one for one in guest_findings(of, find_target(name)) if level in ("", one.level)]
 
 
 def only(of: Guest, name: str, level: str) -> Finding:

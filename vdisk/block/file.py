@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdisk.block.device import BlockDevice
@@ -35,6 +35,24 @@ class PositionedFile(io.RawIOBase):
             raise ValueError(f"negative seek position {base + offset}")
         self._position = base + offset
         return self._position
+
+
+class BytesFile(PositionedFile):
+    """One whose reader gives its bytes as they are asked for; libyal's libraries take it as a file."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes from an offset on; fewer at the end, or where the reader has no more at once."""
+        raise NotImplementedError
+
+    def get_size(self) -> int:
+        """What `length` is, as libyal asks for it."""
+        return self.length
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read_at(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 class DeviceFile(PositionedFile):

@@ -181,3 +181,6 @@ CLOUDS: tuple[Target, ...] = (
         source=_OVA,
     ),
 )
+
+CLOUD_AGENTS = {"azure": "waagent", "gcp": "google-guest-agent", "aws": "ec2launch"}
+"""A cloud's own agent, which does the work of cloud-init or cloudbase-init there: names of `vdisk.inspect.guest`."""

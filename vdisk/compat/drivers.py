@@ -35,3 +35,8 @@ DRIVERS = {
     "xen-blkfront": Driver("Xen's block device", "xvd", (), "xenbus, Xen's own", windows=(("xenvbd", "xenbus"),)),
 }
 """Every driver that a `Target` names among its controllers."""
+
+
+def services_text(driver: Driver, mark: str = "") -> str:
+    """Windows' services for a driver in words, each between marks."""
+    return " or ".join(" and ".join(f"{mark}{service}{mark}" for service in one) for one in driver.windows)

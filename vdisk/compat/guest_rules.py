@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vdisk.compat import windows_rules
 from vdisk.compat.catalogue import CATALOGUE
+from vdisk.compat.clouds import CLOUD_AGENTS
 from vdisk.compat.drivers import DRIVERS
 from vdisk.compat.model import Finding, Target
 from vdisk.inspect.guest import Guest, Kernel
@@ -46,7 +47,6 @@ _WHOLE_KERNEL = {
 }
 """Packages that have the drivers which a distribution leaves out of its kernel for clouds."""
 _DEBIAN_NAMES = {"x86_64": "amd64", "aarch64": "arm64", "i386": "686-pae"}
-_CLOUD_AGENTS = {"azure": "waagent", "gcp": "google-guest-agent"}
 _SERIAL = re.compile(r"tty(S|AMA|SCLP)\d|hvc\d")
 _CONSOLE_ARGUMENTS = "console=tty0 console=ttyS0,115200"
 
@@ -279,7 +279,7 @@ def _terminal_fix(guest: Guest) -> str:
 
 def _cloud_init(guest: Guest, target: Target) -> Iterator[Finding]:
     has = "cloud-init" in guest.agents
-    if target.kind == "cloud" and not has and _CLOUD_AGENTS.get(target.name) not in guest.agents:
+    if target.kind == "cloud" and not has and CLOUD_AGENTS.get(target.name) not in guest.agents:
         family = _family(guest)
         why = f"keys, names and networks that are given at {target.title} do not reach the system"
         yield Finding("warning", "cloud-init is not on it", why, f"{_INSTALL[family]} cloud-init" if family else "")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vdisk.compat import TARGETS
 from vdisk.compat.catalogue import CATALOGUE
-from vdisk.compat.drivers import DRIVERS
+from vdisk.compat.drivers import DRIVERS, services_text
 from vdisk.compat.hypervisors import HYPERVISORS
 from vdisk.compat.table import GRADES, MODES, claim, differences_of, is_listed, limits_of, manner_of
 
@@ -32,8 +32,7 @@ def _lines() -> Iterator[str]:
     yield "are held against the target. Of a Windows, the services that do the same must start with the boot loader:"
     yield ""
     for name, driver in DRIVERS.items():
-        services = " or ".join(" and ".join(f"`{service}`" for service in one) for one in driver.windows)
-        yield f"- {driver.controller}: {name}; Windows: {services}"
+        yield f"- {driver.controller}: {name}; Windows: {services_text(driver, '`')}"
     yield ""
     yield "A Linux kernel built with the driver of Hyper-V's or Xen's own bus leaves the emulated IDE disk alone"
     yield "there, whether its initramfs has that driver or not."

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vdisk.compat.drivers import DRIVERS
+from vdisk.compat.clouds import CLOUD_AGENTS
+from vdisk.compat.drivers import DRIVERS, services_text
 from vdisk.compat.model import Finding, Target
-from vdisk.inspect.guest import Guest
+from vdisk.inspect.guest import SYSTEM_HIVE, Guest
 
 _STOP = "Windows stops with INACCESSIBLE_BOOT_DEVICE (0x7B)"
 _SERVICES = r"HKLM\SYSTEM\CurrentControlSet\Services"
@@ -19,7 +20,6 @@ _INSTALLERS = {
     "vioscsi": r"E:\virtio-win-guest-tools.exe /install /passive /norestart",
 }
 """Programs that bring drivers; E: is the disc of virtio-win."""
-_CLOUD_AGENTS = {"azure": "waagent", "gcp": "google-guest-agent", "aws": "ec2launch"}
 _TOOLS_OF = {
     "VMware Tools": ("vmware", "workstation", "esxi", "ova"),
     "VirtualBox Guest Additions": ("virtualbox", "vagrant-virtualbox"),
@@ -34,15 +34,15 @@ def has(guest: Guest, name: str) -> bool:
 
 
 def _drivers(guest: Guest, target: Target) -> Iterator[Finding]:
-    if any(problem.startswith("the registry's SYSTEM") for problem in guest.problems):
+    if any(problem.startswith(SYSTEM_HIVE) for problem in guest.problems):
         return
     usable = [name for name in target.controllers if has(guest, name)]
     default = target.controllers[0]
     if default in usable:
         return
-    what = f"Windows does not start with a driver for {DRIVERS[default].controller} ({_services(default)})"
+    what = f"Windows does not start with a driver for {DRIVERS[default].controller} ({services_text(DRIVERS[default])})"
     if not usable:
-        known = ", ".join(f"{_services(name)} ({DRIVERS[name].controller})" for name in target.controllers)
+        known = ", ".join(f"{services_text(DRIVERS[name])} ({DRIVERS[name].controller})" for name in target.controllers)
         what = f"Windows starts with no driver for the disk there: {known}"
         # What it has and does not use is called back at once; only then is another to be installed.
         best = next((name for name in target.controllers if _lacking(guest, name) is not None), default)
@@ -59,10 +59,6 @@ def _drivers(guest: Guest, target: Target) -> Iterator[Finding]:
         others = " or ".join(DRIVERS[name].controller for name in usable)
         why = f"that is the usual controller at {target.title}: choose {others} there, or give Windows the driver{then}"
         yield Finding("warning", what, why, fix)
-
-
-def _services(name: str) -> str:
-    return " or ".join(" and ".join(services) for services in DRIVERS[name].windows)
 
 
 def _lacking(guest: Guest, name: str) -> list[str] | None:
@@ -96,7 +92,7 @@ def _state(guest: Guest, target: Target) -> Iterator[Finding]:
 
 
 def _agents(guest: Guest, target: Target) -> Iterator[Finding]:
-    own = _CLOUD_AGENTS.get(target.name, "cloudbase-init")
+    own = CLOUD_AGENTS.get(target.name, "cloudbase-init")
     if target.kind == "cloud" and not {own, "cloudbase-init"} & set(guest.agents):
         why = f"passwords, names and networks that are given at {target.title} do not reach the system"
         yield Finding("warning", f"{own} is not on it", why)

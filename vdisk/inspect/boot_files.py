@@ -56,13 +56,8 @@ def boot_files(volume: MappedFileSystem) -> list[BootFile]:
     """The files in /boot; those of the whole volume where there is no such folder, as on one that is mounted there."""
     root = volume.root()
     boot = volume.child(root, "boot")
-    walk = (
-        _walk(volume, boot, "/boot", _DEEPEST) if boot and boot.kind == "folder" else _walk(volume, root, "", _DEEPEST)
-    )
-    return [
-        BootFile(path, list(itertools.islice(volume.extents(file), _MOST_EXTENTS)))
-        for path, file in itertools.islice(walk, _MOST_FILES)
-    ]
+    top, path = (boot, "/boot") if boot and boot.kind == "folder" else (root, "")
+    return [_placed(volume, *one) for one in itertools.islice(_walk(volume, top, path, _DEEPEST), _MOST_FILES)]
 
 
 def windows_boot_files(volume: MappedFileSystem) -> list[BootFile]:
@@ -70,11 +65,11 @@ def windows_boot_files(volume: MappedFileSystem) -> list[BootFile]:
     tree = Tree({"/": volume})
     paths = [*_WINDOWS, *(f"{_WINDOWS_DRIVERS}/{name}" for name in tree.names(_WINDOWS_DRIVERS))]
     found = ((path, tree.find(path)) for path in paths)
-    return [
-        BootFile(path, list(itertools.islice(volume.extents(file), _MOST_EXTENTS)))
-        for path, file in found
-        if file is not None and file.kind == "file"
-    ]
+    return [_placed(volume, path, file) for path, file in found if file is not None and file.kind == "file"]
+
+
+def _placed(volume: MappedFileSystem, path: str, file: Entry) -> BootFile:
+    return BootFile(path, list(itertools.islice(volume.extents(file), _MOST_EXTENTS)))
 
 
 def _walk(volume: FileSystem, folder: Entry, path: str, deepest: int) -> Iterator[tuple[str, Entry]]:

@@ -121,6 +121,8 @@ WINDOWS_DRIVERS = frozenset(
     )
 )  # fmt: skip
 """Services of Windows that find disks."""
+SYSTEM_HIVE = "the registry's SYSTEM"
+"""How a problem begins that leaves Windows' drivers unknown."""
 WINDOWS_AGENTS = {
     "cloudbase-init": "cloudbase-init",
     "WindowsAzureGuestAgent": "waagent",

@@ -12,7 +12,7 @@ from typing import Any
 import lz4.block  # noqa: F401
 import zstandard  # noqa: F401
 
-from vdisk.block.file import PositionedFile
+from vdisk.block.file import BytesFile
 from vdisk.inspect.boot_files import boot_files, windows_boot_files
 from vdisk.inspect.filesystems import HEAD_BYTES, recognise_head
 from vdisk.inspect.guest import Guest
@@ -25,7 +25,7 @@ _MEMORY_BYTES = 2 << 30
 _PROCESSOR_SECONDS = 40
 
 
-class RemoteFile(PositionedFile):
+class RemoteFile(BytesFile):
     """A volume of the disk: its bytes come over the pipe."""
 
     def __init__(self, number: int, size: int) -> None:
@@ -36,21 +36,17 @@ class RemoteFile(PositionedFile):
     def length(self) -> int:
         return self._size
 
-    def get_size(self) -> int:
-        """libyal asks for this."""
-        return self._size
-
-    def readinto(self, buffer: Any, /) -> int:
-        count = max(0, min(len(buffer), self._size - self._position, LONGEST_READ_BYTES))
-        if count:
-            sys.stdout.buffer.write(REQUEST.pack(self._number, self._position, count))
-            sys.stdout.buffer.flush()
-            data = sys.stdin.buffer.read(count)
-            if len(data) < count:
-                raise OSError("the disk cannot be read")
-            buffer[:count] = data
-            self._position += count
-        return count
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes of the volume, a bounded number at once."""
+        count = max(0, min(length, self._size - offset, LONGEST_READ_BYTES))
+        if not count:
+            return b""
+        sys.stdout.buffer.write(REQUEST.pack(self._number, offset, count))
+        sys.stdout.buffer.flush()
+        data = sys.stdin.buffer.read(count)
+        if len(data) < count:
+            raise OSError("the disk cannot be read")
+        return data
 
 
 def limit() -> None:

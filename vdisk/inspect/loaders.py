@@ -16,9 +16,8 @@ def is_esp(partition: Partition) -> bool:
     return partition.type in (str(ESP_GUID), "0xef")
 
 
-def find_uefi_loader(disk: BlockDevice, table: PartitionTable | None = None) -> str:
+def find_uefi_loader(disk: BlockDevice, table: PartitionTable) -> str:
     """The loader's path in the EFI system partition, or in a disk that is one FAT file system; "" where none is."""
-    table = table or read_partitions(disk)
     windows = [
         Window(disk, one.start, one.length)
         for one in table.partitions

@@ -16,7 +16,7 @@ import pyfsntfs
 import pyfsxfs
 import pyvslvm
 
-from vdisk.block.file import PositionedFile
+from vdisk.block.file import BytesFile
 from vdisk.inspect.boot_files import MappedFileSystem
 from vdisk.inspect.libyal import ask
 from vdisk.inspect.tree import Entry, Unreadable
@@ -97,7 +97,7 @@ class NtfsVolume(_Volume):
         return None if found is None else _ntfs_entry(path, found)
 
 
-class LogicalVolume(PositionedFile):
+class LogicalVolume(BytesFile):
     """A logical volume as a file."""
 
     def __init__(self, group: str, handle: Any) -> None:
@@ -114,12 +114,6 @@ class LogicalVolume(PositionedFile):
         """Bytes of the volume."""
         data: bytes = ask(self._handle.read_buffer_at_offset, max(0, min(length, self.size - offset)), offset)
         return data
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self.read_at(self._position, len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def logical_volumes(file: io.RawIOBase) -> Iterator[LogicalVolume]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from vdisk.inspect import initramfs, windows
-from vdisk.inspect.guest import AGENTS, DRIVERS, TOOLS, Guest, Kernel, Mount
+from vdisk.inspect.guest import AGENTS, DRIVERS, SYSTEM_HIVE, TOOLS, Guest, Kernel, Mount
 from vdisk.inspect.tree import FileSystem, Tree, Unreadable
 
 _LARGEST_CONFIG_BYTES = 1 << 20
@@ -219,6 +219,6 @@ _LINUX = (
 )
 _WINDOWS = (
     ("the registry's SOFTWARE", windows.look_at_version),
-    ("the registry's SYSTEM", windows.look_at_services),
+    (SYSTEM_HIVE, windows.look_at_services),
     ("hiberfil.sys", windows.look_at_hibernation),
 )

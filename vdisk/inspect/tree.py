@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from vdisk.block.file import PositionedFile
+from vdisk.block.file import BytesFile
 
 _MOST_LINKS = 40
 """As Linux has it (path_resolution(7))."""
@@ -74,10 +74,8 @@ class Tree:
 
     def read(self, path: str, most_bytes: int) -> bytes | None:
         """The first `most_bytes` of a file; None where there is no such file."""
-        found = self._find(path)
-        if found is None or found[1].kind != "file":
-            return None
-        return b"".join(_chunks(*found, most_bytes))
+        found = self._find_file(path)
+        return None if found is None else b"".join(_chunks(*found, most_bytes))
 
     def text(self, path: str, most_bytes: int = 64 << 10) -> str:
         """A short file as text; "" where there is no such file."""
@@ -85,13 +83,17 @@ class Tree:
 
     def chunks(self, path: str, most_bytes: int) -> Iterator[bytes]:
         """A file piece by piece, up to `most_bytes`; nothing where there is no such file."""
-        found = self._find(path)
-        return iter(()) if found is None or found[1].kind != "file" else _chunks(*found, most_bytes)
+        found = self._find_file(path)
+        return iter(()) if found is None else _chunks(*found, most_bytes)
 
     def open(self, path: str) -> GuestFile | None:
         """A file to be read anywhere; None where there is no such file."""
+        found = self._find_file(path)
+        return None if found is None else GuestFile(*found)
+
+    def _find_file(self, path: str) -> tuple[FileSystem, Entry] | None:
         found = self._find(path)
-        return None if found is None or found[1].kind != "file" else GuestFile(*found)
+        return found if found is not None and found[1].kind == "file" else None
 
     def _find(self, path: str) -> tuple[FileSystem, Entry] | None:
         """Walks a path from the root: a stack of folders, so that ".." never leads out of the guest."""
@@ -127,7 +129,7 @@ class Tree:
         return stack[-1][1:]
 
 
-class GuestFile(PositionedFile):
+class GuestFile(BytesFile):
     """A file of a guest; its last chunk is kept, since libraries read a few bytes at a time."""
 
     def __init__(self, system: FileSystem, entry: Entry) -> None:
@@ -139,21 +141,15 @@ class GuestFile(PositionedFile):
     def length(self) -> int:
         return self._entry.size
 
-    def get_size(self) -> int:
-        """libyal asks for this."""
-        return self._entry.size
-
-    def readinto(self, buffer: Any, /) -> int:
-        number, inside = divmod(self._position, _CHUNK_BYTES)
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes of the file, up to the end of a chunk."""
+        number, inside = divmod(offset, _CHUNK_BYTES)
         if number != self._chunk_number:
             first = number * _CHUNK_BYTES
-            length = max(0, min(_CHUNK_BYTES, self.length - first))
-            self._chunk = self._system.read(self._entry, first, length) if length else b""
+            whole = max(0, min(_CHUNK_BYTES, self.length - first))
+            self._chunk = self._system.read(self._entry, first, whole) if whole else b""
             self._chunk_number = number
-        data = self._chunk[inside : inside + len(buffer)]
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        return self._chunk[inside : inside + length]
 
 
 def _parts(path: str) -> list[str]:
